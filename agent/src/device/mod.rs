@@ -1,0 +1,1 @@
+//! Block devices: found by label, uuid, partlabel, partuuid or path, without udev.

@@ -1,0 +1,1 @@
+//! Kernel modules: the configured ones, and those whose alias matches the hardware.

@@ -1,0 +1,1 @@
+//! Settings: configuration file and kernel command line, merged and validated.

@@ -1,0 +1,1 @@
+//! Kernel uevents, as netlink delivers them.

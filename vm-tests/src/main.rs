@@ -1,0 +1,2 @@
+//! Boots in QEMU: the demo, the tests and the benchmark.
+fn main() {}
