@@ -11,6 +11,8 @@ pub mod handover;
 pub mod kmod;
 pub mod mount;
 pub mod net;
+#[cfg(feature = "publish")]
+pub mod publish;
 pub mod settings;
 pub mod sys;
 pub mod uevent;

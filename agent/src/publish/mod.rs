@@ -1,0 +1,5 @@
+//! The publishing side: what lays a served folder out, signs it, and serves it in a lab. Host only, never part of the initrd.
+//!
+//! What is written is static files (`docs/formats.md`, «The served folder»): any web server serves them as well as [`serve`] does.
+
+pub mod serve;
