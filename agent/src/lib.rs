@@ -12,5 +12,6 @@ pub mod kmod;
 pub mod mount;
 pub mod net;
 pub mod settings;
+pub mod store_path;
 pub mod sys;
 pub mod uevent;
