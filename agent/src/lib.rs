@@ -14,5 +14,6 @@ pub mod net;
 #[cfg(feature = "publish")]
 pub mod publish;
 pub mod settings;
+pub mod store_path;
 pub mod sys;
 pub mod uevent;
