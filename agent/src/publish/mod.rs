@@ -2,4 +2,6 @@
 //!
 //! What is written is static files (`docs/formats.md`, «The served folder»): any web server serves them as well as [`serve`] does.
 
+pub mod inspect;
+pub mod progress;
 pub mod serve;
