@@ -2,9 +2,13 @@
 //!
 //! What is written is static files (`docs/formats.md`, «The served folder»): any web server serves them as well as [`serve`] does.
 
+pub mod folder;
+pub mod generation;
 pub mod inspect;
 pub mod keys;
 pub mod netboot;
 pub mod params;
 pub mod progress;
 pub mod serve;
+pub mod sign;
+pub mod systems;
