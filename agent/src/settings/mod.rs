@@ -5,10 +5,9 @@
 //! [`validated`] (plain typed values). One [`table`] has a row for each setting; file, command line and `docs/settings.md` all come from it.
 
 pub mod cmdline;
-pub mod store_path;
 pub mod validated;
 pub mod value;
 
-pub use store_path::StorePath;
+pub use crate::store_path::StorePath;
 pub use validated::{FailureAction, InitWord, Origin, PolicyMode, Settings, Verify};
 pub use value::Size;

@@ -10,7 +10,7 @@ use log::LevelFilter;
 
 use crate::digest::Digest;
 
-use super::store_path::StorePath;
+use crate::store_path::StorePath;
 use super::value::Size;
 
 /// A `fileSystems` entry as the file holds it: an object whose fields the mount code knows.
