@@ -10,8 +10,8 @@ use log::LevelFilter;
 
 use crate::digest::Digest;
 
-use crate::store_path::StorePath;
 use super::value::Size;
+use crate::store_path::StorePath;
 
 /// A `fileSystems` entry as the file holds it: an object whose fields the mount code knows.
 pub type FileSystemObject = serde_json::Value;
