@@ -4,6 +4,7 @@
 //! The modules follow one line: observe → decide → plan → act. Values and decisions are pure; effects are thin, and do not import one another;
 //! [`boot`] alone knows the order.
 
+pub mod decide;
 pub mod device;
 pub mod digest;
 pub mod formats;
@@ -13,6 +14,7 @@ pub mod mount;
 pub mod net;
 #[cfg(feature = "publish")]
 pub mod publish;
+pub mod select;
 pub mod settings;
 pub mod store_path;
 pub mod sys;

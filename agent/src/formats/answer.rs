@@ -6,6 +6,7 @@ use super::authorised::{Authorised, Trust, authorise};
 use super::envelope::Envelope;
 use super::release::ChannelName;
 use super::{ANSWER_LIMIT, Refusal, parse_version_1};
+use crate::digest::Digest;
 use crate::store_path::StorePath;
 
 /// An answer as it came: nothing in it is verified.
@@ -23,6 +24,8 @@ pub enum Question {
     Channel(ChannelName),
     /// The release that holds a system.
     System(StorePath),
+    /// The manifest of this digest, which is then not an answer but the manifest itself.
+    Manifest(Digest),
 }
 
 impl Question {
@@ -31,6 +34,7 @@ impl Question {
         match self {
             Self::Channel(name) => format!("channels/{name}.json"),
             Self::System(toplevel) => format!("by-system/{}.json", toplevel.hash()),
+            Self::Manifest(digest) => format!("manifests/{digest}.json"),
         }
     }
 }
@@ -45,21 +49,12 @@ impl Answer {
         }
     }
 
-    /// Reads an answer. HTML is named as such: a captive portal or an error page is what it mostly is.
+    /// Reads an answer.
     ///
     /// # Errors
     /// Malformed, too long, or of another version.
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        if bytes.len() as u64 > ANSWER_LIMIT {
-            return Err(Refusal::Malformed(format!("the answer is longer than {ANSWER_LIMIT} bytes")));
-        }
-        if looks_like_html(bytes) {
-            return Err(Refusal::Malformed(
-                "the answer is an HTML page: a captive portal, a proxy or an error page stands in between".to_owned(),
-            ));
-        }
-        let text = std::str::from_utf8(bytes).map_err(|_| Refusal::Malformed("the answer is not UTF-8".to_owned()))?;
-        parse_version_1("answer", text)
+        parse_version_1("answer", text_of(bytes)?)
     }
 
     /// The envelope, as it came.
@@ -76,30 +71,70 @@ impl Answer {
     pub fn manifest(&self) -> &str {
         &self.manifest
     }
+}
 
-    /// Authorises the answer as one to `question`.
+/// What came back from a server: a manifest's text, and the release that named it where there is one. Nothing in it is verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// The envelope, as it came.
+    pub release: Option<Envelope>,
+    /// The manifest's exact text.
+    pub manifest: String,
+}
+
+impl Received {
+    /// Reads the body that a server sent for `question`.
+    ///
+    /// # Errors
+    /// Malformed, too long, or of another version.
+    pub fn parse(question: &Question, bytes: &[u8]) -> Result<Self, Refusal> {
+        match question {
+            Question::Manifest(_) => Ok(Self {
+                release: None,
+                manifest: text_of(bytes)?.to_owned(),
+            }),
+            Question::Channel(_) | Question::System(_) => {
+                let answer = Answer::parse(bytes)?;
+                Ok(Self {
+                    release: Some(answer.release),
+                    manifest: answer.manifest,
+                })
+            }
+        }
+    }
+
+    /// Authorises what came as an answer to `question`.
     ///
     /// # Errors
     /// See [`Refusal`].
     pub fn authorise(&self, question: &Question, trust: &Trust) -> Result<Authorised, Refusal> {
-        let authorised = authorise(Some(&self.release), &self.manifest, trust)?;
-        match question {
+        let authorised = authorise(self.release.as_ref(), &self.manifest, trust)?;
+        let instead = match question {
             Question::Channel(asked) => match authorised.release() {
-                Some(release) if release.channel == *asked => Ok(authorised),
-                Some(release) => Err(Refusal::NotWhatWasAsked(format!(
-                    "channel {asked} was asked for, the answer is of channel {}",
-                    release.channel
-                ))),
-                None => Err(Refusal::NotWhatWasAsked(format!(
-                    "channel {asked} was asked for, the answer names none"
-                ))),
+                Some(release) if release.channel == *asked => return Ok(authorised),
+                Some(release) => format!("channel {asked} was asked for, the answer is of channel {}", release.channel),
+                None => format!("channel {asked} was asked for, the answer names none"),
             },
-            Question::System(asked) if authorised.manifest().system(asked).is_some() => Ok(authorised),
-            Question::System(asked) => Err(Refusal::NotWhatWasAsked(format!(
-                "{asked} was asked for, the answer does not hold it"
-            ))),
-        }
+            Question::System(asked) if authorised.manifest().system(asked).is_some() => return Ok(authorised),
+            Question::System(asked) => format!("{asked} was asked for, the answer does not hold it"),
+            Question::Manifest(asked) if authorised.digest() == *asked => return Ok(authorised),
+            Question::Manifest(_) => return Err(Refusal::ManifestMismatch),
+        };
+        Err(Refusal::NotWhatWasAsked(instead))
     }
+}
+
+/// The text of an answer or a manifest, bounded. HTML is named as such: a captive portal or an error page is what it mostly is.
+fn text_of(bytes: &[u8]) -> Result<&str, Refusal> {
+    if bytes.len() as u64 > ANSWER_LIMIT {
+        return Err(Refusal::Malformed(format!("the answer is longer than {ANSWER_LIMIT} bytes")));
+    }
+    if looks_like_html(bytes) {
+        return Err(Refusal::Malformed(
+            "the answer is an HTML page: a captive portal, a proxy or an error page stands in between".to_owned(),
+        ));
+    }
+    std::str::from_utf8(bytes).map_err(|_| Refusal::Malformed("the answer is not UTF-8".to_owned()))
 }
 
 /// Whether `bytes` begin as an HTML page does.

@@ -97,7 +97,7 @@ pub fn authorise(release: Option<&Envelope>, text: &str, trust: &Trust) -> Resul
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
-    use super::super::answer::{Answer, Question};
+    use super::super::answer::{Answer, Question, Received};
     use super::super::key::SecretKey;
     use super::*;
     use serde_json::json;
@@ -148,16 +148,21 @@ mod tests {
         let text = manifest(SYSTEM, json!({}));
         let answer = Answer::new(envelope(&text, "stable", json!({}), std::slice::from_ref(&key)), text.clone());
         let bytes = serde_json::to_vec(&answer).unwrap();
-        let answer = Answer::parse(&bytes).unwrap();
         for question in [channel("stable"), Question::System(SYSTEM.parse().unwrap())] {
-            let authorised = answer.authorise(&question, &trusting(&key)).unwrap();
+            let authorised = Received::parse(&question, &bytes)
+                .unwrap()
+                .authorise(&question, &trusting(&key))
+                .unwrap();
             assert_eq!(authorised.digest(), Digest::of(text.as_bytes()));
             assert_eq!(authorised.authority(), &Authority::Signature("k".to_owned()));
             assert_eq!(authorised.release().unwrap().serial, 3);
         }
         for question in [channel("testing"), Question::System(OTHER.parse().unwrap())] {
             assert!(
-                matches!(answer.authorise(&question, &trusting(&key)), Err(Refusal::NotWhatWasAsked(_))),
+                matches!(
+                    Received::parse(&question, &bytes).unwrap().authorise(&question, &trusting(&key)),
+                    Err(Refusal::NotWhatWasAsked(_))
+                ),
                 "{question:?}"
             );
         }
