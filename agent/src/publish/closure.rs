@@ -40,7 +40,10 @@ pub fn make_image(closure: &Closure<'_>, work: &Path, out: &Path) -> Result<()> 
     };
     let all = registration::paths(&text)?;
     for path in closure.paths {
-        ensure!(all.contains(path), "{path} is not in the registration: make it of this path's closure (nixpkgs: closureInfo)");
+        ensure!(
+            all.contains(path),
+            "{path} is not in the registration: make it of this path's closure (nixpkgs: closureInfo)"
+        );
     }
     let mut sources = Vec::new();
     for path in &all {
@@ -58,7 +61,13 @@ pub fn make_image(closure: &Closure<'_>, work: &Path, out: &Path) -> Result<()> 
 /// Closure and registration by `nix-store`.
 fn ask_nix(paths: &[StorePath]) -> Result<String> {
     let run = |options: &[&str], paths: &mut dyn Iterator<Item = &str>| -> Result<String> {
-        let output = match Command::new("nix-store").args(options).args(paths).stdin(Stdio::null()).stderr(Stdio::inherit()).output() {
+        let output = match Command::new("nix-store")
+            .args(options)
+            .args(paths)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+        {
             Ok(output) => output,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(
                 "nix-store is not here to tell the closure: give --registration FILE (nixpkgs: \
@@ -80,7 +89,11 @@ fn sort_file(paths: &BTreeSet<StorePath>, store: &Path) -> Result<Vec<u8>> {
     order.sort_by_key(|path| (path.name(), path.hash()));
     let mut text = Vec::new();
     for (place, path) in order.iter().enumerate() {
-        let place = if order.len() > PRIORITIES { place * PRIORITIES / order.len() } else { place };
+        let place = if order.len() > PRIORITIES {
+            place * PRIORITIES / order.len()
+        } else {
+            place
+        };
         let priority = HIGHEST - i32::try_from(place).context("more store paths than can be counted")?;
         for byte in store.join(path.store_name()).as_os_str().as_bytes() {
             if matches!(byte, b' ' | b'\\') {
@@ -100,8 +113,20 @@ fn run_mksquashfs(registration: &Path, sources: &[PathBuf], sort: &Path, level: 
     }
     let mut command = Command::new("mksquashfs");
     command.arg(registration).args(sources).arg(out);
-    command.args(["-no-hardlinks", "-keep-as-directory", "-all-root", "-b", "1048576", "-comp", "zstd", "-Xcompression-level"]);
-    command.arg(level.to_string()).args(["-root-mode", "0755", "-noappend", "-no-recovery", "-sort"]).arg(sort);
+    command.args([
+        "-no-hardlinks",
+        "-keep-as-directory",
+        "-all-root",
+        "-b",
+        "1048576",
+        "-comp",
+        "zstd",
+        "-Xcompression-level",
+    ]);
+    command
+        .arg(level.to_string())
+        .args(["-root-mode", "0755", "-noappend", "-no-recovery", "-sort"])
+        .arg(sort);
     // 1 is the time of every file in a Nix store. With SOURCE_DATE_EPOCH in the environment mksquashfs refuses times as arguments.
     command.args(["-mkfs-time", "1", "-all-time", "1"]).env_remove("SOURCE_DATE_EPOCH");
     if terminal {
@@ -150,8 +175,9 @@ mod tests {
 
     #[test]
     fn more_paths_than_priorities_share_them_in_order() {
-        let paths: BTreeSet<_> =
-            (0..100_000).map(|n| StorePath::from_store_name(&format!("{}-p{n:06}", "0".repeat(32))).unwrap()).collect();
+        let paths: BTreeSet<_> = (0..100_000)
+            .map(|n| StorePath::from_store_name(&format!("{}-p{n:06}", "0".repeat(32))).unwrap())
+            .collect();
         let text = String::from_utf8(sort_file(&paths, Path::new("/s")).unwrap()).unwrap();
         let priorities: Vec<i32> = text.lines().map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
         assert!(priorities.is_sorted_by(|a, b| a >= b));
@@ -161,7 +187,12 @@ mod tests {
     #[test]
     fn an_argument_names_a_store_path_with_or_without_the_store() {
         let name = format!("{}-x", "0".repeat(32));
-        for text in [name.clone(), format!("/nix/store/{name}"), format!("/mnt/store/{name}"), format!("/nix/store/{name}/")] {
+        for text in [
+            name.clone(),
+            format!("/nix/store/{name}"),
+            format!("/mnt/store/{name}"),
+            format!("/nix/store/{name}/"),
+        ] {
             assert_eq!(store_path(&text, Path::new("/mnt/store")).unwrap().store_name(), name, "{text}");
         }
         for text in ["x".to_owned(), format!("/nix/store/{name}/bin"), format!("/elsewhere/{name}")] {

@@ -17,6 +17,8 @@ const KEY_FILE_LIMIT: u64 = 4 << 10;
 /// # Errors
 /// A name that cannot be one, or a file that is there already: keys are never overwritten.
 pub fn generate(name: &str, out: &Path) -> Result<PublicKey> {
+    // The name becomes a part of the files' names.
+    ensure!(!name.contains('/'), "the key name «{name}» holds a slash");
     let mut seed = [0; 32];
     let mut filled = 0;
     while filled < seed.len() {
@@ -99,9 +101,9 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_colon_is_refused_and_nothing_is_written() {
+    fn a_name_that_cannot_be_one_is_refused_and_nothing_is_written() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["", "a:b"] {
+        for name in ["", "a:b", "../a"] {
             assert!(generate(name, folder.path()).is_err(), "{name}");
         }
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);

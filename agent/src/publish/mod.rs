@@ -2,6 +2,8 @@
 //!
 //! What is written is static files (`docs/formats.md`, «The served folder»): any web server serves them as well as [`serve`] does.
 
+pub mod cli;
+pub mod closure;
 pub mod folder;
 pub mod generation;
 pub mod inspect;
@@ -9,6 +11,8 @@ pub mod keys;
 pub mod netboot;
 pub mod params;
 pub mod progress;
+pub mod registration;
+pub mod run;
 pub mod serve;
 pub mod sign;
 pub mod systems;

@@ -19,13 +19,20 @@ pub fn paths(text: &str) -> Result<BTreeSet<StorePath>> {
     let mut references = Vec::new();
     while let Some((line, number)) = lines.next() {
         let path: StorePath = line.parse().with_context(|| format!("line {number} of the registration"))?;
-        let mut field = |what: &str| lines.next().with_context(|| format!("the registration ends before the {what} of {path}"));
+        let mut field = |what: &str| {
+            lines
+                .next()
+                .with_context(|| format!("the registration ends before the {what} of {path}"))
+        };
         field("hash")?;
         let (size, number) = field("size")?;
-        size.parse::<u64>().with_context(|| format!("line {number} of the registration is not the size of {path}"))?;
+        size.parse::<u64>()
+            .with_context(|| format!("line {number} of the registration is not the size of {path}"))?;
         field("deriver")?;
         let (count, number) = field("number of references")?;
-        let count: usize = count.parse().with_context(|| format!("line {number} of the registration is not the number of references of {path}"))?;
+        let count: usize = count
+            .parse()
+            .with_context(|| format!("line {number} of the registration is not the number of references of {path}"))?;
         for _ in 0..count {
             let (reference, number) = field("references")?;
             let reference: StorePath = reference.parse().with_context(|| format!("line {number} of the registration"))?;
@@ -35,7 +42,10 @@ pub fn paths(text: &str) -> Result<BTreeSet<StorePath>> {
     }
     ensure!(!listed.is_empty(), "the registration lists no path");
     for (path, reference) in references {
-        ensure!(listed.contains(&reference), "the registration is not of a whole closure: {path} refers to {reference}, which it does not list");
+        ensure!(
+            listed.contains(&reference),
+            "the registration is not of a whole closure: {path} refers to {reference}, which it does not list"
+        );
     }
     Ok(listed)
 }
@@ -64,7 +74,10 @@ mod tests {
             (entry("a", &["b"]), "refers to /nix/store/bbbb"),
             (entry("a", &[]).replace("12", "x"), "line 3"),
             (entry("a", &["b"]).replace("bbb-x", "bbb"), "line 6"),
-            (entry("a", &["b"]).lines().take(5).collect::<Vec<_>>().join("\n"), "ends before the references"),
+            (
+                entry("a", &["b"]).lines().take(5).collect::<Vec<_>>().join("\n"),
+                "ends before the references",
+            ),
             ("hello".to_owned(), "line 1"),
         ] {
             let error = format!("{:#}", paths(&text).unwrap_err());
