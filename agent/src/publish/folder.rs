@@ -15,6 +15,9 @@ use crate::formats::manifest::FileRef;
 /// Read at once.
 const PIECE: usize = 1 << 20;
 
+/// End of a temporary name, which begins with a dot.
+const TEMPORARY: &str = ".new";
+
 /// A file that is to stand in the folder.
 #[derive(Debug)]
 pub struct Put {
@@ -58,8 +61,16 @@ pub type Hook<'a> = dyn FnMut(Point, &str) -> Result<()> + 'a;
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
-    /// Holds the lock.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Said, and not left to the descriptor's end: a child that is just being started may hold a second one for a moment, until it execs.
+        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
+            log::warn!("unlocking {}: {error}", self.root.display());
+        }
+    }
 }
 
 impl Folder {
@@ -80,9 +91,10 @@ impl Folder {
             Err(rustix::io::Errno::WOULDBLOCK) => bail!("another freshroot-publish writes to {} right now: wait for it", root.display()),
             Err(error) => return Err(error).with_context(|| format!("locking {}", path.display())),
         }
+        sweep(root)?;
         Ok(Self {
             root: root.to_owned(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -110,20 +122,20 @@ impl Folder {
         let name = target.file_name().context("a file without a name")?;
         let mut temporary = std::ffi::OsString::from(".");
         temporary.push(name);
-        temporary.push(".new");
+        temporary.push(TEMPORARY);
         let temporary = parent.join(temporary);
-        // A leftover may be a second name of somebody's file: it is removed, never opened for writing.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("removing a leftover"),
-            Ok(()) | Err(_) => {}
-        }
-        let file = match &put.content {
-            Content::Bytes(bytes) | Content::Fixed(bytes) => create(&temporary, bytes, 0o644)?,
-            Content::Script(bytes) => create(&temporary, bytes, 0o755)?,
-            Content::Source { path, file } => bring(path, &temporary, file)?,
+        let made = match &put.content {
+            Content::Bytes(bytes) | Content::Fixed(bytes) => create(&temporary, bytes, 0o644),
+            Content::Script(bytes) => create(&temporary, bytes, 0o755),
+            Content::Source { path, file } => bring(path, &temporary, file),
         };
-        file.sync_all().context("fsync")?;
-        drop(file);
+        if let Err(error) = made.and_then(|file| file.sync_all().context("fsync")) {
+            // Room that a failed copy takes is given back at once; the next publication would do it, too.
+            if let Err(again) = fs::remove_file(&temporary) {
+                log::debug!("removing {}: {again}", temporary.display());
+            }
+            return Err(error);
+        }
         hook(Point::BeforeRename, &put.path)?;
         fs::rename(&temporary, &target).context("renaming")?;
         sync_folder(parent)?;
@@ -225,6 +237,24 @@ pub fn digest(mut file: &File, size: u64, what: &str) -> Result<Digest> {
     }
 }
 
+/// Removes what a publication that was cut left behind: temporary names. A leftover may be a second name of somebody's file, so it is never opened for writing.
+fn sweep(root: &Path) -> Result<()> {
+    for kind in ["", "images", "kernels", "initrds", "manifests", "by-system", "netboot", "channels"] {
+        let folder = root.join(kind);
+        if !folder.is_dir() {
+            continue;
+        }
+        for entry in folder.read_dir().with_context(|| format!("reading {}", folder.display()))? {
+            let path = entry.with_context(|| format!("reading {}", folder.display()))?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| name.starts_with('.') && name.ends_with(TEMPORARY)) {
+                fs::remove_file(&path).with_context(|| format!("removing the leftover {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folders between `root` and `folder`, each fsynced into its parent.
 fn make_folders(root: &Path, folder: &Path) -> Result<()> {
     if folder == root || folder.is_dir() {
@@ -285,16 +315,16 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_that_is_a_second_name_of_a_source_does_not_harm_the_source() {
+    fn a_leftover_is_removed_without_harm_to_a_source_that_it_is_a_second_name_of() {
         let folder = tempfile::tempdir().unwrap();
         let source = folder.path().join("source");
         fs::write(&source, "bytes").unwrap();
         let root = folder.path().join("root");
-        fs::create_dir_all(root.join("a")).unwrap();
-        fs::hard_link(&source, root.join("a/.b.new")).unwrap();
-        put(&root, Content::Bytes(b"other".to_vec())).unwrap();
+        fs::create_dir_all(root.join("images")).unwrap();
+        fs::hard_link(&source, root.join("images/.b.new")).unwrap();
+        Folder::lock(&root).unwrap();
         assert_eq!(fs::read(&source).unwrap(), b"bytes");
-        assert_eq!(fs::read(root.join("a/b")).unwrap(), b"other");
+        assert!(!root.join("images/.b.new").exists());
     }
 
     #[test]
@@ -308,7 +338,7 @@ mod tests {
             file: file_ref(b"bytes"),
         };
         assert!(format!("{:#}", put(&root, content).unwrap_err()).contains("was changed"));
-        assert!(!root.join("a/b").exists());
+        assert_eq!(root.join("a").read_dir().unwrap().count(), 0);
     }
 
     #[test]

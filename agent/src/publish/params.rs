@@ -116,7 +116,7 @@ mod tests {
         ] {
             let made = for_ipxe(&[param.to_owned()]);
             assert_eq!(made.is_ok(), taken, "{param}");
-            assert!(made.map_or_else(|error| error.to_string(), |line| line).contains(param));
+            assert!(made.unwrap_or_else(|error| error.to_string()).contains(param));
         }
     }
 

@@ -2,6 +2,9 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// What takes less than a tenth of a second on most machines needs no line.
+const WORTH_A_LINE: u64 = 32 << 20;
+
 /// Progress over a known number of bytes.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
@@ -9,8 +12,11 @@ pub struct Progress(ProgressBar);
 impl Progress {
     /// Begins: `what` is a gerund and its object, such as «hashing image.squashfs».
     pub fn new(what: &str, bytes: u64) -> Self {
+        if bytes < WORTH_A_LINE {
+            return Self(ProgressBar::hidden());
+        }
         if !std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            eprintln!("{what} ({:.1} MB)", bytes as f64 / 1e6);
+            eprintln!("{what} ({:.0} MB)", bytes as f64 / 1e6);
             return Self(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(bytes).with_message(what.to_owned());

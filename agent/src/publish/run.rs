@@ -5,12 +5,13 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::cli::{Command, Options};
 use super::closure::{Closure, make_image};
 use super::folder::Folder;
 use super::generation::{Publication, Published, publish};
+use super::inspect::Contents;
 use super::{inspect, keys, serve, sign};
 use crate::formats::key::SecretKey;
 
@@ -24,8 +25,9 @@ pub fn run(command: Command, program: &Path, now: u64) -> Result<()> {
         Command::Keygen { name, out } => say(&format!("{}\n", keys::generate(&name, &out)?)),
         Command::Image { file, options } => {
             let keys = read_keys(&options.keys)?;
+            let contents = inspect::inspect(program, &file)?;
             let folder = Folder::lock(&options.out)?;
-            report(&publish_image(&folder, &file, &options, &keys, program, now)?, &options)
+            report(&publish_image(&folder, &file, &contents, &options, &keys, now)?, &options)
         }
         Command::Closure {
             paths,
@@ -55,6 +57,8 @@ pub fn run(command: Command, program: &Path, now: u64) -> Result<()> {
         }
         Command::Sign { folder, keys } => {
             let keys = read_keys(&keys)?;
+            // Folder::lock makes what is not there.
+            ensure!(folder.is_dir(), "{} is not a folder", folder.display());
             let signed = sign::sign(&Folder::lock(&folder)?, &keys, &mut |_, _| Ok(()))?;
             say(&signed.iter().map(|path| format!("signed {path}\n")).collect::<String>())
         }
@@ -76,11 +80,11 @@ fn publish_closure(
     make_image(closure, work, &image)?;
     // Nobody writes to it any more: it may be linked into place instead of being copied.
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).context("setting the image's mode")?;
-    publish_image(folder, &image, options, keys, program, now)
+    let contents = inspect::inspect(program, &image)?;
+    publish_image(folder, &image, &contents, options, keys, now)
 }
 
-fn publish_image(folder: &Folder, image: &Path, options: &Options, keys: &[SecretKey], program: &Path, now: u64) -> Result<Published> {
-    let contents = inspect::inspect(program, image)?;
+fn publish_image(folder: &Folder, image: &Path, contents: &Contents, options: &Options, keys: &[SecretKey], now: u64) -> Result<Published> {
     if !contents.registration {
         log::warn!(
             "{} has no nix-path-registration: Nix on the booted system will not know its store paths",
@@ -89,7 +93,7 @@ fn publish_image(folder: &Folder, image: &Path, options: &Options, keys: &[Secre
     }
     let publication = Publication {
         image,
-        contents: &contents,
+        contents,
         boot: options.boot.clone(),
         channel: options.channel.clone(),
         serial: options.serial.map(std::num::NonZeroU64::get),
