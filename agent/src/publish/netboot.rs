@@ -43,8 +43,8 @@ pub fn base_url(text: &str) -> Result<String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-/// An iPXE script for the folder `netboot/`. Without a base URL, kernel and initrd are found beside the script: iPXE resolves a relative URI against the script's own
-/// (`${cwduri}`), dots included, as RFC 3986 says.
+/// An iPXE script for the folder `netboot/`. Without a base URL, kernel and initrd are found beside the script: iPXE resolves a relative URI against the
+/// script's own, dots included, as RFC 3986 says. The setting `${cwduri}` for that URI is empty in iPXE of 2019 (Debian 12), so it is not relied on.
 ///
 /// # Errors
 /// A parameter that iPXE would change.
@@ -58,7 +58,7 @@ pub fn ipxe(boot: &Boot, wanted: &Wanted, params: &[String], url: Option<&str>) 
 set tries:int32 0
 :try
 inc tries
-echo freshroot: loading from ${{cwduri}}, try ${{tries}} of {TRIES}
+echo freshroot: loading kernel and initrd, try ${{tries}} of {TRIES}
 imgfree
 kernel --name kernel {base}/kernels/{kernel} initrd=initrd {line} || goto failed
 initrd --name initrd {base}/initrds/{initrd} || goto failed
