@@ -4,11 +4,14 @@
 //! The modules follow one line: observe → decide → plan → act. Values and decisions are pure; effects are thin, and do not import one another;
 //! [`boot`] alone knows the order.
 
+pub mod cache;
 pub mod decide;
 pub mod device;
 pub mod digest;
+pub mod fetch;
 pub mod formats;
 pub mod handover;
+pub mod http;
 pub mod kmod;
 pub mod mount;
 pub mod net;
@@ -17,3 +20,4 @@ pub mod settings;
 pub mod store_path;
 pub mod sys;
 pub mod uevent;
+pub mod verify;
