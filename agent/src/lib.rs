@@ -5,9 +5,11 @@
 //! [`boot`] alone knows the order.
 
 pub mod cache;
+pub mod console;
 pub mod decide;
 pub mod device;
 pub mod digest;
+pub mod failure;
 pub mod fetch;
 pub mod formats;
 pub mod handover;
@@ -15,6 +17,7 @@ pub mod http;
 pub mod kmod;
 pub mod mount;
 pub mod net;
+pub mod report;
 pub mod select;
 pub mod settings;
 pub mod store_path;

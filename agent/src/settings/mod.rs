@@ -9,5 +9,5 @@ pub mod validated;
 pub mod value;
 
 pub use crate::store_path::StorePath;
-pub use validated::{FailureAction, InitWord, Origin, PolicyMode, Settings, Verify};
+pub use validated::{FailureAction, InitWord, OnFailure, Origin, PolicyMode, Settings, Verify};
 pub use value::Size;
