@@ -4,6 +4,7 @@
 //! The modules follow one line: observe → decide → plan → act. Values and decisions are pure; effects are thin, and do not import one another;
 //! [`boot`] alone knows the order.
 
+pub mod cli;
 pub mod device;
 pub mod digest;
 pub mod formats;
@@ -11,6 +12,9 @@ pub mod handover;
 pub mod kmod;
 pub mod mount;
 pub mod net;
+mod run;
 pub mod settings;
 pub mod sys;
 pub mod uevent;
+
+pub use run::run;

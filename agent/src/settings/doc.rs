@@ -44,14 +44,14 @@ looked at. Bytes that are not UTF-8 are refused, with their position. What follo
 
 Lists are separated by white space, and where their elements cannot hold commas, by commas. An empty value empties a list. A switch without a value is on.
 
-What the command line may do stands in the last column of the table:
+What the command line may do stands in the last column of the [table](#table):
 
-| column | the command line | a value that cannot be read |
+| may | the command line | a value that cannot be read |
 |---|---|---|
 | free | may set it | is named in a warning; the configured value stays |
 | strict | may set it | refuses the boot, with the position |
 | listed | may set it where the configuration lists it in `commandLineMay`; otherwise the attempt is named in a warning, and the configured value stays | refuses the boot, where listed |
-| weaker: listed | may make it stronger; weaker only as «listed» | refuses the boot |
+| weaker: listed | may set it; where that weakens what is configured (`verify` from `full` to `size`, another `manifestSha256` than the configured one), only as «listed» | refuses the boot |
 | file | may not set it: the attempt is named in a warning, and the configured value stays | |
 
 The rule behind it: whatever weakens trust, decides which system boots or could touch disks must be exactly right, so there a mistake refuses the boot, and the
@@ -66,11 +66,13 @@ const FORMS: &str = "
   than 7 days: no wait here makes sense beyond that, and a typing error should not become one.
 - A *size* is `512M`, `2GiB` or a number of bytes (`K`, `M`, `G`, `T`, with or without `iB`; powers of 1024; 1M to 64T), or `50%` of the RAM (1% to 100%). `MB` is refused, because it means two things.
 - A *switch* is `true` or `false` in the file, and also `1`, `yes`, `on`, `0`, `no`, `off` on the command line.
-- A *list* has 512 elements at most.
+- A *list* has 512 elements at most: more are a mistake, and reading them costs memory.
+- *Least values*: a wait for an answer is 1s at least, as DNS, TCP and TLS alone can take that long; so is the pause after a failure, or a machine would reboot at full speed; a shell waits 10s at least,
+  or it is over before somebody has read the screen. Two generations are kept at least, so that a new one never displaces the only one that is known to boot.
 
 ## Table
 
-| setting | on the command line | value | default | meaning | command line |
+| setting | on the command line | value | default | meaning | may |
 |---|---|---|---|---|---|
 ";
 
@@ -100,7 +102,9 @@ pub fn page() -> String {
         page += &table_line(row, &defaults);
     }
     page += "\n## Other words on the command line\n\n| word | meaning |\n|---|---|\n";
-    page += &format!("| `{PREFIX}{KEXECED}=` | This kernel was kexeced into by freshroot, which sets it; no further kexec is done. |\n");
+    page += &format!(
+        "| `{PREFIX}{KEXECED}=` | This kernel was kexeced into by freshroot, which sets it; no further kexec is done. A value that cannot be read counts as true. |\n"
+    );
     for (word, about) in WORDS {
         page += &format!("| `{word}` | {about} |\n");
     }
@@ -122,7 +126,7 @@ fn table_line(row: &Row, defaults: &Settings) -> String {
     let on_the_line = if on_the_line {
         format!("`{PREFIX}{}=`", row.kebab())
     } else {
-        String::new()
+        "never".to_owned()
     };
     format!(
         "| `{}` | {on_the_line} | {} | {default} | {} | {guard} |\n",

@@ -179,6 +179,7 @@ mod tests {
     /// What the docs say of each guard and each value, one row each.
     #[test]
     fn a_word_is_taken_ignored_or_refused_by_the_rule_of_the_docs() {
+        let pin = |byte: &str| format!("\"manifestSha256\": \"{}\",", byte.repeat(32));
         const MAY: &str = r#""commandLineMay": ["allowUnsigned", "cache.device", "verify"],"#;
         for (json, line, expected) in [
             // Free: taken; unreadable: ignored.
@@ -208,6 +209,17 @@ mod tests {
             ("", "freshroot.verify=size", "only a configuration that lists verify"),
             (MAY, "freshroot.verify=size", "verify"),
             ("", "freshroot.verify=none", "refused"),
+            ("", &format!("freshroot.manifest-sha256={}", "ab".repeat(32)), "manifestSha256"),
+            (
+                &pin("ab"),
+                &format!("freshroot.manifest-sha256={}", "ab".repeat(32)),
+                "manifestSha256",
+            ),
+            (
+                &pin("ab"),
+                &format!("freshroot.manifest-sha256={}", "cd".repeat(32)),
+                "only a configuration that lists manifestSha256",
+            ),
             // Never.
             (MAY, "freshroot.file-systems=x", "in the configuration file only"),
             (MAY, "freshroot.command-line-may=cache.path", "in the configuration file only"),

@@ -61,10 +61,24 @@ impl Settings {
     /// # Errors
     /// Those of reading, and of [`Settings::from_sources`].
     pub fn read(root: &Path) -> Result<Self> {
-        let config = root.join(CONFIG);
-        let name = config.display().to_string();
-        let file = read_config(&config)?;
-        let line = read_command_line(&root.join(CMDLINE))?;
+        Self::read_with(root, None, None)
+    }
+
+    /// As [`Settings::read`], with another file, which must be there, or another command line in place of those below `root`.
+    ///
+    /// # Errors
+    /// Those of reading, and of [`Settings::from_sources`].
+    pub fn read_with(root: &Path, config: Option<&Path>, command_line: Option<&[u8]>) -> Result<Self> {
+        let path = config.map_or_else(|| root.join(CONFIG), Path::to_owned);
+        let name = path.display().to_string();
+        let file = read_config(&path)?;
+        if file.is_none() && config.is_some() {
+            bail!("there is no {name}");
+        }
+        let line = match command_line {
+            Some(line) => line.to_owned(),
+            None => read_command_line(&root.join(CMDLINE))?,
+        };
         let mut settings = Self::from_sources(file.as_deref().map(|bytes| (name.as_str(), bytes)), &line)?;
         if file.is_none() {
             settings
@@ -291,6 +305,12 @@ mod tests {
         assert!(settings.log == log::LevelFilter::Debug && settings.warnings.iter().any(|w| w.contains("config.json")));
         put(CONFIG, "{\"version\": 1, \"lgo\": 1}");
         assert!(message(Settings::read(root.path())).contains("config.json, line 1, column 20: there is no setting lgo"));
+        assert!(Settings::read_with(root.path(), None, Some(b"")).is_err());
+        let missing = root.path().join("missing.json");
+        assert!(message(Settings::read_with(root.path(), Some(&missing), Some(b""))).contains("there is no"));
+        put("other.json", "{\"version\": 1, \"log\": \"warn\"}");
+        let settings = Settings::read_with(root.path(), Some(&root.path().join("other.json")), Some(b"freshroot.cache.keep=3")).unwrap();
+        assert_eq!((settings.log, settings.cache.keep), (log::LevelFilter::Warn, 3));
         put(CMDLINE, &"a".repeat(70_000));
         assert!(message(Settings::read(root.path())).contains("longer than 65536 bytes"));
     }

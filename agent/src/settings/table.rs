@@ -78,7 +78,10 @@ pub static TABLE: &[Row] = &[
             form: "64 lower-case hexadecimal digits",
             put: |s, text| parse(text).map(|digest| s.manifest_sha256 = Some(digest)),
         },
-        guard: Strict,
+        // A pin in the initrd is there to hold: another one from the command line would let in what the configuration shuts out.
+        guard: ListedIfWeaker(|configured, wanted| {
+            configured.manifest_sha256.is_some() && wanted.manifest_sha256 != configured.manifest_sha256
+        }),
         show: |s| s.manifest_sha256.as_ref().map(ToString::to_string).unwrap_or_default(),
         about: "The one manifest that may be used; it needs no signature then.",
     },
