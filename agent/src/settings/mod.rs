@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result, bail};
 
 pub use store_path::StorePath;
 pub use validate::OUR_INIT;
-pub use validated::{FailureAction, InitWord, Origin, PolicyMode, Settings, Verify};
+pub use validated::{FailureAction, InitWord, OnFailure, Origin, PolicyMode, Settings, Verify};
 pub use value::Size;
 
 use cmdline::CommandLine;
@@ -86,6 +86,21 @@ impl Settings {
                 .push(format!("there is no {name}: defaults and the command line hold"));
         }
         Ok(settings)
+    }
+}
+
+impl OnFailure {
+    /// The failure policy for when [`Settings::read`] refused: that of the configuration file below `root` if the command line alone was at
+    /// fault, else the default. It reports nothing, as the refusal has named what is wrong.
+    pub fn despite_refusal(root: &Path) -> Self {
+        let path = root.join(CONFIG);
+        let Ok(Some(bytes)) = read_config(&path) else {
+            return Self::default();
+        };
+        match Settings::from_sources(Some((&path.display().to_string(), &bytes)), b"") {
+            Ok(settings) => settings.on_failure,
+            Err(_) => Self::default(),
+        }
     }
 }
 
@@ -313,5 +328,24 @@ mod tests {
         assert_eq!((settings.log, settings.cache.keep), (log::LevelFilter::Warn, 3));
         put(CMDLINE, &"a".repeat(70_000));
         assert!(message(Settings::read(root.path())).contains("longer than 65536 bytes"));
+    }
+
+    #[test]
+    fn the_configured_failure_policy_outlives_a_refused_command_line() {
+        let root = tempfile::tempdir().unwrap();
+        let config = root.path().join(CONFIG);
+        assert_eq!(OnFailure::despite_refusal(root.path()), OnFailure::default());
+        std::fs::create_dir_all(config.parent().unwrap()).unwrap();
+        for (file, expected) in [
+            (
+                "{\"version\": 1, \"onFailure\": {\"action\": \"poweroff\"}}",
+                FailureAction::Poweroff,
+            ),
+            ("{\"version\": 2, \"onFailure\": {\"action\": \"poweroff\"}}", FailureAction::Reboot),
+        ] {
+            std::fs::write(&config, file).unwrap();
+            assert!(Settings::read_with(root.path(), None, Some(b"freshroot.system=x")).is_err());
+            assert_eq!(OnFailure::despite_refusal(root.path()).action, expected);
+        }
     }
 }
