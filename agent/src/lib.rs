@@ -5,6 +5,7 @@
 //! [`boot`] alone knows the order.
 
 pub mod cache;
+pub mod cli;
 pub mod console;
 pub mod decide;
 pub mod device;
@@ -18,9 +19,12 @@ pub mod kmod;
 pub mod mount;
 pub mod net;
 pub mod report;
+mod run;
 pub mod select;
 pub mod settings;
 pub mod store_path;
 pub mod sys;
 pub mod uevent;
 pub mod verify;
+
+pub use run::run;
