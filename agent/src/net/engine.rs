@@ -14,6 +14,7 @@ use super::netlink::message::uapi::{RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE};
 use super::netlink::message::{Link, Note};
 use super::netlink::socket::{Notifications, Requests};
 use super::port::Port;
+use super::prefix::is_link_local;
 use super::ra::RaDns;
 use super::resolv::{self, Server};
 use super::{Family, NetError, NetSettings, Summary, pci, wait};
@@ -81,6 +82,7 @@ impl Engine {
             return Err(NetError::Off);
         }
         self.list(observe).map_err(kernel("listing the network interfaces"))?;
+        self.ports.values_mut().for_each(Port::mark_as_before);
         let mut last = String::new();
         let winner = loop {
             let expired = Instant::now() >= deadline;
@@ -215,7 +217,7 @@ impl Engine {
                     port.v6.retain(|a| a.prefix != address.prefix);
                 }
             }
-            Note::Route(route) if route.ipv6 && route.destination.is_none() => {
+            Note::Route(route) if route.ipv6 && !route.destination.is_some_and(|d| is_link_local(d.address)) => {
                 if let Some(port) = self.ports.get_mut(&route.index)
                     && !port.v6_routes.contains(&route)
                 {

@@ -1,7 +1,7 @@
 //! One interface: what it is to get, what it has got, and how that is undone.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +13,6 @@ use super::dhcp::lease::Lease;
 use super::dhcp::message::Message;
 use super::dhcp::socket::{AddressSocket, FrameSocket};
 use super::link::{self, LinkPlan, V4, V6, Wanted};
-use super::netlink::message::uapi::RTPROT_RA;
 use super::netlink::message::{self, Address, Link, Route, SeenRoute};
 use super::netlink::socket::Requests;
 use super::ra::{self, RaDns};
@@ -34,7 +33,7 @@ pub struct Port {
     pub leases: u32,
     /// The global IPv6 addresses that the interface has.
     pub v6: Vec<Address>,
-    /// The default routes of IPv6.
+    /// The routes of IPv6, link-local ones left out.
     pub v6_routes: Vec<SeenRoute>,
     /// What routers said about DNS, and until when it holds.
     pub ra_dns: Vec<(RaDns, Instant)>,
@@ -45,6 +44,7 @@ pub struct Port {
     set_up_by_us: bool,
     former_mtu: Option<u32>,
     sysctls: ra::Changed,
+    before: (Vec<Address>, Vec<SeenRoute>),
 }
 
 impl Port {
@@ -66,6 +66,7 @@ impl Port {
             set_up_by_us: false,
             former_mtu: None,
             sysctls: ra::Changed::default(),
+            before: (Vec::new(), Vec::new()),
         };
         // Before the link is up: that is when the kernel asks for routers.
         match ra::configure(proc, &port.link.name, port.plan.v6 == V6::Ra) {
@@ -85,6 +86,11 @@ impl Port {
     fn note(&mut self, trouble: String) {
         log::warn!("network: {trouble}");
         self.trouble = Some(trouble);
+    }
+
+    /// What the interface has now was there before us, and stays.
+    pub fn mark_as_before(&mut self) {
+        self.before = (self.v6.clone(), self.v6_routes.clone());
     }
 
     /// The carrier came: begin.
@@ -208,11 +214,11 @@ impl Port {
             }
             Way::Unicast(_) | Way::Broadcast => {
                 if self.udp.is_none() {
-                    self.udp = Some(AddressSocket::open(&self.link.name, message.ciaddr)?);
+                    self.udp = Some(AddressSocket::open(&self.link.name)?);
                 }
                 let to = match way {
                     Way::Unicast(server) => server,
-                    Way::Broadcast | Way::Frame => std::net::Ipv4Addr::BROADCAST,
+                    Way::Broadcast | Way::Frame => Ipv4Addr::BROADCAST,
                 };
                 self.udp.as_ref().map_or(Ok(()), |s| s.send(to, message))
             }
@@ -325,7 +331,7 @@ impl Port {
     pub fn has_v6(&self) -> bool {
         let routed = match &self.plan.v6 {
             V6::Off => false,
-            V6::Ra => !self.v6_routes.is_empty(),
+            V6::Ra => self.v6_default().next().is_some(),
             V6::Static(_) => true,
         };
         routed && self.has_v6_address()
@@ -334,6 +340,10 @@ impl Port {
     /// Whether there is a global IPv6 address, be it without a default route.
     pub fn has_v6_address(&self) -> bool {
         self.plan.v6 != V6::Off && self.v6.iter().any(|a| a.usable)
+    }
+
+    fn v6_default(&self) -> impl Iterator<Item = &SeenRoute> {
+        self.v6_routes.iter().filter(|r| r.destination.is_none())
     }
 
     /// The addresses, IPv4 first.
@@ -346,7 +356,7 @@ impl Port {
     pub fn gateways(&self) -> Vec<IpAddr> {
         let v4 = self.applied.iter().filter(|a| a.address.address.is_ipv4()).flat_map(|a| &a.routes);
         let v4 = v4.filter(|r| r.destination.length == 0).filter_map(|r| r.gateway);
-        v4.chain(self.v6_routes.iter().filter_map(|r| r.gateway)).collect()
+        v4.chain(self.v6_default().filter_map(|r| r.gateway)).collect()
     }
 
     /// Undoes what was done. Returns what could not be undone.
@@ -364,27 +374,26 @@ impl Port {
             // The kernel removes what it configured itself along with that.
             steps.push((message::set_up(index, false), "setting it down".to_owned()));
         } else if self.plan.v6 == V6::Ra {
-            for route in self.v6_routes.iter().filter(|r| r.protocol == RTPROT_RA) {
-                let everywhere = Prefix {
-                    address: std::net::Ipv6Addr::UNSPECIFIED.into(),
-                    length: 0,
-                };
-                let route = Route {
-                    destination: everywhere,
-                    gateway: route.gateway,
-                    onlink: false,
-                    protocol: RTPROT_RA,
-                };
-                steps.push((
-                    message::remove_route(index, &route),
-                    "removing the default route of IPv6".to_owned(),
-                ));
-            }
-            for address in &self.v6 {
+            // Addresses first; those of routers do not take the routes to their networks along.
+            for address in self.v6.iter().filter(|a| !self.before.0.iter().any(|b| b.prefix == a.prefix)) {
                 steps.push((
                     message::remove_address(index, address.prefix),
                     format!("removing the address {}", address.prefix),
                 ));
+            }
+            for route in self.v6_routes.iter().filter(|r| !self.before.1.contains(r)) {
+                let everywhere = Prefix {
+                    address: Ipv6Addr::UNSPECIFIED.into(),
+                    length: 0,
+                };
+                let destination = route.destination.unwrap_or(everywhere);
+                let ours = Route {
+                    destination,
+                    gateway: route.gateway,
+                    onlink: false,
+                    protocol: route.protocol,
+                };
+                steps.push((message::remove_route(index, &ours), format!("removing the route to {destination}")));
             }
         }
         if let Some(mtu) = self.former_mtu {

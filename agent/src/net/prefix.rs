@@ -28,6 +28,14 @@ impl Prefix {
     }
 }
 
+/// Whether an address holds on its link only (`fe80::/10`).
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V6(v6) => v6.segments()[0] & 0xffc0 == 0xfe80,
+        IpAddr::V4(_) => false,
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.length)

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Serialize, Serializer};
+
+use super::prefix::is_link_local;
 
 /// glibc reads three servers and ignores the rest (resolv.conf(5), MAXNS).
 const MAX_SERVERS: usize = 3;
@@ -23,19 +25,11 @@ pub struct Server {
 impl Server {
     /// A server that is reached through `interface`.
     pub fn new(address: IpAddr, interface: &str) -> Self {
-        let link_local = match address {
-            IpAddr::V6(v6) => is_link_local(v6),
-            IpAddr::V4(_) => false,
-        };
         Self {
             address,
-            scope: link_local.then(|| interface.to_owned()),
+            scope: is_link_local(address).then(|| interface.to_owned()),
         }
     }
-}
-
-fn is_link_local(address: Ipv6Addr) -> bool {
-    address.segments()[0] & 0xffc0 == 0xfe80
 }
 
 impl fmt::Display for Server {

@@ -77,14 +77,15 @@ impl AsFd for FrameSocket {
     }
 }
 
-/// UDP from a leased address.
+/// UDP on an interface that has its address.
 #[derive(Debug)]
 pub struct AddressSocket(UdpSocket);
 
 impl AddressSocket {
-    /// Opens the socket on the interface `name` and the address that it has.
-    pub fn open(name: &str, address: Ipv4Addr) -> io::Result<Self> {
-        let udp = UdpSocket::bind(SocketAddrV4::new(address, CLIENT_PORT))?;
+    /// Opens the socket on the interface `name`.
+    pub fn open(name: &str) -> io::Result<Self> {
+        // Not bound to the leased address: a refusal (DHCPNAK) comes by broadcast, RFC 2131 §4.3.2. The kernel sends from the interface's address.
+        let udp = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT))?;
         setsockopt(&udp, sockopt::BindToDevice, &name.into())?;
         udp.set_broadcast(true)?;
         udp.set_nonblocking(true)?;
