@@ -200,6 +200,18 @@ pub struct OnFailure {
     pub retries: u32,
 }
 
+impl Default for OnFailure {
+    fn default() -> Self {
+        Self {
+            action: FailureAction::Reboot,
+            delay: Duration::from_secs(30),
+            max_delay: Duration::from_secs(10 * 60),
+            shell_timeout: Duration::from_secs(10 * 60),
+            retries: 0,
+        }
+    }
+}
+
 /// How a boot that failed ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureAction {
@@ -308,13 +320,7 @@ impl Settings {
                 store_name: None,
                 settle: seconds(10),
             },
-            on_failure: OnFailure {
-                action: FailureAction::Reboot,
-                delay: seconds(30),
-                max_delay: seconds(10 * 60),
-                shell_timeout: seconds(10 * 60),
-                retries: 0,
-            },
+            on_failure: OnFailure::default(),
             log: LevelFilter::Info,
             command_line_may: Vec::new(),
             init: InitWord::Absent,

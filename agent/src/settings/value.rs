@@ -198,3 +198,108 @@ fn digits(text: &str) -> usize {
 fn look_up(units: &[Unit], name: &str) -> Option<u64> {
     units.iter().find(|(spelling, _)| *spelling == name).map(|(_, unit)| *unit)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_people_write_them() {
+        for (text, milliseconds) in [
+            ("30s", Some(30_000)),
+            ("30", Some(30_000)),
+            ("0", Some(0)),
+            ("0s", Some(0)),
+            ("5min", Some(300_000)),
+            ("1h30min", Some(5_400_000)),
+            ("1h 30min", Some(5_400_000)),
+            ("5 min", Some(300_000)),
+            ("500ms", Some(500)),
+            ("1m500ms", Some(60_500)),
+            ("7d", Some(604_800_000)),
+            ("1w", Some(604_800_000)),
+            ("7d1ms", None),
+            ("604801", None),
+            ("99999999999999999999", None),
+            ("99999999999999999999h", None),
+            ("18446744073709551615d", None),
+            ("", None),
+            (" ", None),
+            ("s", None),
+            ("-1s", None),
+            ("+1s", None),
+            ("1.5h", None),
+            ("5 parsecs", None),
+            ("30min1h", None),
+            ("1h1h", None),
+            ("1h30", None),
+            ("5S", None),
+        ] {
+            let expected = milliseconds.map(Duration::from_millis);
+            assert_eq!(duration(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_shown_in_the_same_words() {
+        for (milliseconds, text) in [
+            (0, "0s"),
+            (500, "500ms"),
+            (300_000, "5min"),
+            (5_400_000, "1h30min"),
+            (86_401_001, "1d1s1ms"),
+        ] {
+            assert_eq!(show_duration(Duration::from_millis(milliseconds)), text);
+        }
+    }
+
+    #[test]
+    fn sizes_count_in_powers_of_1024_or_are_a_share_of_the_ram() {
+        for (text, expected) in [
+            ("512M", Some(Size::Bytes(512 << 20))),
+            ("2GiB", Some(Size::Bytes(2 << 30))),
+            ("1048576", Some(Size::Bytes(1 << 20))),
+            ("1048576B", Some(Size::Bytes(1 << 20))),
+            ("1024K", Some(Size::Bytes(1 << 20))),
+            ("1T", Some(Size::Bytes(1 << 40))),
+            ("50%", Some(Size::Percent(50))),
+            ("100%", Some(Size::Percent(100))),
+            ("0%", None),
+            ("101%", None),
+            ("300%", None),
+            ("+5%", None),
+            ("%", None),
+            ("1K", None),
+            ("0", None),
+            ("65T", None),
+            ("16777216T", None),
+            ("99999999999999999999", None),
+            ("512MB", None),
+            ("512m", None),
+            ("1.5G", None),
+            ("-1G", None),
+            ("M", None),
+            ("", None),
+        ] {
+            assert_eq!(size(text).ok(), expected, "{text}");
+        }
+        assert_eq!(Size::Percent(50).to_string(), "50%");
+        assert_eq!(Size::Bytes(1 << 20).to_string(), "1048576");
+    }
+
+    #[test]
+    fn switches_and_numbers_take_nothing_else() {
+        assert_eq!((switch("on"), switch("0")), (Ok(true), Ok(false)));
+        assert!(switch("").is_err() && switch("TRUE").is_err() && switch("2").is_err());
+        assert_eq!(count("5", 0, 5), Ok(5));
+        for text in ["6", "-1", "+1", "", "1.0", "99999999999"] {
+            assert!(count(text, 0, 5).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(cut(&"ä".repeat(200)).chars().count(), 121);
+        assert_eq!(cut("short"), "short");
+    }
+}
