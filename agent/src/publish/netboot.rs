@@ -109,6 +109,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+base=${{base%/}}
 if [ -z "$base" ]; then
   base=$(dirname "$0")
   [ -e "$base/kernels/$kernel" ] || fail "where from? give the URL or the folder that was published: kexec-boot http://server"

@@ -176,8 +176,10 @@ fn what_is_not_served_is_not_found_and_other_methods_are_not_allowed() {
     fs::create_dir(server.root().join("folder")).unwrap();
     symlink("../secret", server.root().join("out")).unwrap();
     symlink("file", server.root().join("in")).unwrap();
-    assert_eq!(server.curl("/in", &[]).body, "0123456789");
-    server.logged();
+    for path in ["/in", "//file", "/%66ile?query"] {
+        assert_eq!(server.curl(path, &[]).body, "0123456789");
+        assert_eq!(server.logged(), format!("GET {path} 200 10 -"));
+    }
     for path in [
         "/none",
         "/",
@@ -188,7 +190,7 @@ fn what_is_not_served_is_not_found_and_other_methods_are_not_allowed() {
         "/folder/../../secret",
         "/out",
         "/.hidden",
-        "//file",
+        "/file/",
         "/file/x",
     ] {
         let reply = server.curl(path, &[]);

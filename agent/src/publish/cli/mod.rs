@@ -1,22 +1,22 @@
 //! Arguments of `freshroot-publish`: their syntax here, the meaning of single values in [`value`].
 
 mod help;
+mod publishing;
 mod value;
+
+pub use publishing::Options;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use lexopt::{Arg, Parser, ValueExt as _};
 
 use super::closure::store_path;
 use super::inspect;
-use super::netboot::base_url;
-use super::params;
 use super::serve;
-use crate::formats::release::ChannelName;
 use crate::store_path::{STORE, StorePath};
+use publishing::{Given, PUBLISHING};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -68,31 +68,6 @@ pub enum Command {
     Inspect(PathBuf),
 }
 
-/// How to publish.
-#[derive(Debug)]
-pub struct Options {
-    /// The served folder.
-    pub out: PathBuf,
-    /// Secret keys; none: unsigned.
-    pub keys: Vec<PathBuf>,
-    /// Kernel and initrd.
-    pub boot: Option<(PathBuf, PathBuf)>,
-    /// The channel.
-    pub channel: ChannelName,
-    /// Its serial.
-    pub serial: Option<NonZeroU64>,
-    /// Seconds since 1970.
-    pub not_after: Option<u64>,
-    /// Systems by name.
-    pub systems: Vec<(String, StorePath)>,
-    /// Parameters for the kernel.
-    pub kernel_params: Vec<String>,
-    /// Base URL.
-    pub url: Option<String>,
-    /// Boot by channel.
-    pub channel_mode: bool,
-}
-
 /// Wrong arguments: what is wrong, in one sentence. The program ends with 2.
 #[derive(Debug)]
 pub struct Usage(String);
@@ -110,21 +85,6 @@ impl From<lexopt::Error> for Usage {
 }
 
 const COMMANDS: &[&str] = &["keygen", "image", "closure", "sign", "serve"];
-const PUBLISHING: &[&str] = &[
-    "out",
-    "key",
-    "unsigned",
-    "kernel",
-    "initrd",
-    "channel",
-    "serial",
-    "not-after",
-    "system",
-    "kernel-params",
-    "url",
-    "channel-mode",
-];
-
 /// Reads the arguments, the program's name first. `now` is the time in seconds since 1970.
 ///
 /// # Errors
@@ -274,78 +234,6 @@ fn serve(parser: &mut Parser) -> Result<Command, Usage> {
     }
     let folder = one("the folder to serve", folders)?.into();
     Ok(Command::Serve { folder, options })
-}
-
-/// The options of publishing as they were given.
-#[derive(Debug, Default)]
-struct Given {
-    out: Option<PathBuf>,
-    keys: Vec<PathBuf>,
-    unsigned: bool,
-    kernel: Option<PathBuf>,
-    initrd: Option<PathBuf>,
-    channel: Option<String>,
-    serial: Option<NonZeroU64>,
-    not_after: Option<String>,
-    systems: Vec<String>,
-    kernel_params: Option<String>,
-    url: Option<String>,
-    channel_mode: bool,
-}
-
-impl Given {
-    fn take(&mut self, name: &str, parser: &mut Parser) -> Result<(), Usage> {
-        match name {
-            "unsigned" => self.unsigned = true,
-            "channel-mode" => self.channel_mode = true,
-            "out" => self.out = Some(parser.value()?.into()),
-            "key" => self.keys.push(parser.value()?.into()),
-            "kernel" => self.kernel = Some(parser.value()?.into()),
-            "initrd" => self.initrd = Some(parser.value()?.into()),
-            "channel" => self.channel = Some(parser.value()?.string()?),
-            "serial" => self.serial = Some(parser.value()?.parse()?),
-            "not-after" => self.not_after = Some(parser.value()?.string()?),
-            "system" => self.systems.push(parser.value()?.string()?),
-            "kernel-params" => self.kernel_params = Some(parser.value()?.string()?),
-            "url" => self.url = Some(parser.value()?.string()?),
-            other => return Err(unknown("option", other, PUBLISHING)),
-        }
-        Ok(())
-    }
-
-    fn options(self, now: u64) -> Result<Options, Usage> {
-        if self.unsigned != self.keys.is_empty() {
-            let why = if self.unsigned {
-                "--key and --unsigned exclude each other"
-            } else {
-                "how to sign? give --key FILE, or --unsigned and sign later"
-            };
-            return Err(Usage(why.to_owned()));
-        }
-        let boot = match (self.kernel, self.initrd) {
-            (Some(kernel), Some(initrd)) => Some((kernel, initrd)),
-            (None, None) => None,
-            (Some(_), None) => return Err(missing("--initrd, which --kernel needs,")),
-            (None, Some(_)) => return Err(missing("--kernel, which --initrd needs,")),
-        };
-        let mut systems = Vec::new();
-        for system in &self.systems {
-            systems.push(value::system(system).map_err(meaning)?);
-        }
-        let channel = self.channel.as_deref().unwrap_or("default");
-        Ok(Options {
-            out: self.out.ok_or_else(|| missing("--out FOLDER"))?,
-            keys: self.keys,
-            boot,
-            channel: channel.parse().map_err(|error| Usage(format!("--channel: {error}")))?,
-            serial: self.serial,
-            not_after: self.not_after.map(|when| value::time(&when, now)).transpose().map_err(meaning)?,
-            systems,
-            kernel_params: params::split(self.kernel_params.as_deref().unwrap_or("")).map_err(meaning)?,
-            url: self.url.map(|url| base_url(&url)).transpose().map_err(meaning)?,
-            channel_mode: self.channel_mode,
-        })
-    }
 }
 
 fn meaning(error: anyhow::Error) -> Usage {

@@ -24,12 +24,16 @@ pub struct Found {
     pub immutable: bool,
 }
 
-/// Turns the path of a request into a path below the served folder. `None` is a 404: what has `.` or `..` or an empty component, a component that
-/// begins with a dot (temporary names do), a bad `%` escape or a NUL.
+/// Turns the path of a request into a path below the served folder. `None` is a 404: a component that begins with a dot (`..` and temporary names do), a
+/// slash at the end, a bad `%` escape or a NUL. Several slashes are one, as in other servers: a base URL may end with its own.
 pub fn relative(path: &str) -> Option<String> {
     let decoded = decode(path.strip_prefix('/')?)?;
-    let proper = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains('\0');
-    decoded.split('/').all(proper).then_some(decoded)
+    let proper = |part: &str| !part.starts_with('.') && !part.contains('\0');
+    if decoded.ends_with('/') || !decoded.split('/').all(proper) {
+        return None;
+    }
+    let parts: Vec<_> = decoded.split('/').filter(|part| !part.is_empty()).collect();
+    (!parts.is_empty()).then(|| parts.join("/"))
 }
 
 fn decode(text: &str) -> Option<String> {
@@ -128,7 +132,7 @@ mod tests {
             ("", None),
             ("channels", None),
             ("/images/", None),
-            ("//etc/passwd", None),
+            ("//etc//passwd", Some("etc/passwd")),
             ("/../etc/passwd", None),
             ("/images/../../etc/passwd", None),
             ("/%2e%2e/etc/passwd", None),
