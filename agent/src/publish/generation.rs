@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::bzimage;
 use super::folder::{Content, Folder, Hook, Put, digest};
 use super::inspect::Contents;
 use super::netboot::{Wanted, ipxe, kexec_boot};
@@ -70,6 +71,9 @@ pub struct Published {
 /// Nothing that is published already is touched by a publication that fails.
 pub fn publish(folder: &Folder, publication: &Publication<'_>, keys: &[SecretKey], hook: &mut Hook<'_>) -> Result<Published> {
     let (systems, kernel) = select(publication.contents, &publication.systems)?;
+    if let Some((kernel_file, _)) = &publication.boot {
+        fits(kernel_file, &kernel.release)?;
+    }
     let (image, index) = index_image(publication.image)?;
     let index = index.to_bytes();
     let boot = match &publication.boot {
@@ -250,6 +254,20 @@ pub fn answer_bytes(answer: &Answer) -> Result<Vec<u8>> {
     bytes.push(b'\n');
     Answer::parse(&bytes).context("reading the answer that was made")?;
     Ok(bytes)
+}
+
+/// Refuses a kernel that says that it is another one than the image's modules are for: no machine could boot with the two.
+fn fits(kernel: &Path, release: &str) -> Result<()> {
+    let mut head = Vec::new();
+    let opened = File::open(kernel).and_then(|file| file.take(bzimage::HEAD).read_to_end(&mut head));
+    opened.with_context(|| format!("reading {}", kernel.display()))?;
+    let found = bzimage::release(&head).unwrap_or(release);
+    ensure!(
+        found == release,
+        "{} is Linux {found}, the modules in the image are for {release}: give the kernel that belongs to the image",
+        kernel.display()
+    );
+    Ok(())
 }
 
 fn file_ref(path: &Path) -> Result<FileRef> {

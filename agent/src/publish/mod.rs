@@ -2,6 +2,7 @@
 //!
 //! What is written is static files (`docs/formats.md`, «The served folder»): any web server serves them as well as [`serve`] does.
 
+pub mod bzimage;
 pub mod cli;
 pub mod closure;
 pub mod folder;

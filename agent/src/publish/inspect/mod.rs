@@ -67,6 +67,10 @@ pub struct Specialisation {
 /// # Errors
 /// No squashfs, cut short, corrupt, or without what a system needs; each by name.
 pub fn inspect(program: &Path, image: &Path) -> Result<Contents> {
+    inspect_within(program, image, TIME_LIMIT)
+}
+
+fn inspect_within(program: &Path, image: &Path, limit: Duration) -> Result<Contents> {
     let shown = image.display();
     check_superblock(image).with_context(|| format!("looking into {shown}"))?;
     let mut child = Command::new(program)
@@ -77,7 +81,7 @@ pub fn inspect(program: &Path, image: &Path) -> Result<Contents> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("starting {} to look into {shown}", program.display()))?;
-    let (output, words) = outcome(&mut child)?;
+    let (output, words) = outcome(&mut child, limit).with_context(|| format!("looking into {shown}"))?;
     let status = child.wait().context("waiting for the look into the image")?;
     if let Some(signal) = status.signal() {
         bail!("{shown} is corrupt: libsquashfs was ended by signal {signal} while it looked into the image; make the image again");
@@ -93,7 +97,7 @@ pub fn inspect(program: &Path, image: &Path) -> Result<Contents> {
 }
 
 /// Reads what the child says until it closes its end; kills one that takes too long or says too much.
-fn outcome(child: &mut Child) -> Result<(String, String)> {
+fn outcome(child: &mut Child, limit: Duration) -> Result<(String, String)> {
     let stdout = child.stdout.take().context("the child's output is not a pipe")?;
     let stderr = child.stderr.take().context("the child's messages are not a pipe")?;
     let (done, finished) = mpsc::channel();
@@ -113,7 +117,7 @@ fn outcome(child: &mut Child) -> Result<(String, String)> {
             }
             read.map(|_| output)
         });
-        let late = finished.recv_timeout(TIME_LIMIT).is_err();
+        let late = finished.recv_timeout(limit).is_err();
         if late {
             child.kill().context("ending the look into the image")?;
         }
@@ -128,8 +132,8 @@ fn outcome(child: &mut Child) -> Result<(String, String)> {
             .context("reading the messages of the look into the image")?;
         ensure!(
             !late,
-            "looking into the image took more than {} s: it is corrupt, or the disk does not answer",
-            TIME_LIMIT.as_secs()
+            "it took more than {} s: the image is corrupt, or the disk does not answer",
+            limit.as_secs()
         );
         ensure!(
             output.len() as u64 <= OUTPUT_LIMIT,
@@ -169,4 +173,46 @@ fn check_superblock(image: &Path) -> Result<()> {
         metadata.len()
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    /// What becomes of a child that does `body`.
+    fn outcome_of(body: &str, limit: Duration) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, image) = (folder.path().join("program"), folder.path().join("image"));
+        // Written by a child, so that no other test's child holds it open for writing while it is started (ETXTBSY).
+        let written = Command::new("sh")
+            .arg("-c")
+            .arg("printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\"")
+            .args(["sh", body])
+            .arg(&program)
+            .status();
+        assert!(written.unwrap().success());
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut superblock = [0; 96];
+        superblock[..4].copy_from_slice(b"hsqs");
+        std::fs::write(&image, superblock).unwrap();
+        format!("{:#}", inspect_within(&program, &image, limit).unwrap_err())
+    }
+
+    #[test]
+    fn however_the_child_ends_it_is_an_error_that_says_so() {
+        let long = Duration::from_secs(60);
+        for (body, limit, words) in [
+            ("kill -ABRT $$", long, "is corrupt: libsquashfs was ended by signal 6"),
+            ("exit 101", long, "is corrupt: libsquashfs gave up"),
+            ("echo no toplevel >&2; exit 1", long, "image: no toplevel"),
+            ("echo nonsense", long, "reading what was found"),
+            ("exec sleep 60", Duration::from_secs(1), "it took more than 1 s"),
+            ("exec yes", long, "is more than"),
+        ] {
+            let error = outcome_of(body, limit);
+            assert!(error.contains(words), "{body}: {error}");
+        }
+    }
 }
