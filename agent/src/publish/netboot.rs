@@ -201,12 +201,10 @@ mod tests {
 
     /// Runs a script with tools of our own making in front of the path.
     fn run(script: &str, folder: &std::path::Path, tools: &[(&str, &str)]) -> (bool, String, String) {
-        use std::os::unix::fs::PermissionsExt as _;
         let bin = folder.join("bin");
         std::fs::create_dir_all(&bin).unwrap();
         for (name, body) in tools {
-            std::fs::write(bin.join(name), format!("#!/bin/sh\n{body}\n")).unwrap();
-            std::fs::set_permissions(bin.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+            crate::publish::testing::script(&bin.join(name), body);
         }
         for tool in ["sh", "dirname", "mktemp", "rm", "cp", "sha256sum", "sync"] {
             let real = ["/usr/bin", "/bin"]

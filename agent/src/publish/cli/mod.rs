@@ -345,6 +345,18 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_page_has_every_option() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/freshroot-publish.1.md")).unwrap();
+        let own = ["registration", "store", "level", "listen", "port-file", "rate"];
+        for option in PUBLISHING.iter().chain(&own) {
+            assert!(page.contains(&format!("**--{option}**")), "--{option}");
+        }
+        for command in COMMANDS {
+            assert!(page.contains(&format!("\n**{command}** ")), "{command}");
+        }
+    }
+
+    #[test]
     fn options_reach_their_places() {
         let line = "image f --out=o --key a --key b --kernel k --initrd i --channel lab --serial 4 --not-after 1d --channel-mode \
                     --system s=/nix/store/00000000000000000000000000000000-nixos-system-x --url http://h/ --kernel-params quiet";

@@ -179,21 +179,12 @@ fn check_superblock(image: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     /// What becomes of a child that does `body`.
     fn outcome_of(body: &str, limit: Duration) -> String {
         let folder = tempfile::tempdir().unwrap();
         let (program, image) = (folder.path().join("program"), folder.path().join("image"));
-        // Written by a child, so that no other test's child holds it open for writing while it is started (ETXTBSY).
-        let written = Command::new("sh")
-            .arg("-c")
-            .arg("printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\"")
-            .args(["sh", body])
-            .arg(&program)
-            .status();
-        assert!(written.unwrap().success());
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        crate::publish::testing::script(&program, body);
         let mut superblock = [0; 96];
         superblock[..4].copy_from_slice(b"hsqs");
         std::fs::write(&image, superblock).unwrap();
