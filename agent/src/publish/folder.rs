@@ -80,16 +80,19 @@ impl Folder {
     /// If another publication is under way.
     pub fn lock(root: &Path) -> Result<Self> {
         fs::create_dir_all(root).with_context(|| format!("making the folder {}", root.display()))?;
-        let path = root.join(".lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
+        // The folder itself is locked: a file in it would be published too, and `cp -al` would share it with copies of the folder.
+        let lock = File::open(root).with_context(|| format!("opening {}", root.display()))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => bail!("another freshroot-publish writes to {} right now: wait for it", root.display()),
-            Err(error) => return Err(error).with_context(|| format!("locking {}", path.display())),
+            // NFS takes an exclusive lock only through a descriptor that may write, and a folder has none.
+            Err(rustix::io::Errno::BADF | rustix::io::Errno::NOLCK | rustix::io::Errno::OPNOTSUPP) => {
+                log::warn!(
+                    "{} cannot be locked on its file system: see to it that nobody else publishes there",
+                    root.display()
+                );
+            }
+            Err(error) => return Err(error).with_context(|| format!("locking {}", root.display())),
         }
         sweep(root)?;
         Ok(Self {
@@ -360,7 +363,10 @@ mod tests {
     #[test]
     fn two_publications_at_once_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let _first = Folder::lock(folder.path()).unwrap();
+        let first = Folder::lock(folder.path()).unwrap();
         assert!(Folder::lock(folder.path()).unwrap_err().to_string().contains("another"));
+        drop(first);
+        Folder::lock(folder.path()).unwrap();
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
     }
 }
