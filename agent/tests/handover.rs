@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use freshroot::handover::plan::{HandOver, Step, plan};
@@ -25,11 +26,16 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 const TOPLEVEL: &str = "/nix/store/aaaa-nixos-system-demo";
 
-fn private_mounts() {
+/// One test at a time: a child that another thread is just starting holds a copy of every descriptor until its exec, and keeps mounts busy.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn private_mounts() -> MutexGuard<'static, ()> {
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(errno) = unshare(CloneFlags::CLONE_NEWNS) {
         panic!("this test needs root, to mount in a name space of its own: {errno}");
     }
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    guard
 }
 
 /// Binds a folder. Read-only where it belongs to the machine: these tests remove things.
@@ -75,7 +81,7 @@ fn root_with(dir: &Path, text: &str) -> std::path::PathBuf {
 }
 
 fn run_script(text: &str, limit: Duration) -> (anyhow::Result<()>, tempfile::TempDir, std::path::PathBuf) {
-    private_mounts();
+    let _alone = private_mounts();
     let dir = tempfile::tempdir().unwrap();
     let root = root_with(dir.path(), text);
     // A shell opens /dev/null for what it starts in the background.
@@ -131,7 +137,7 @@ fn a_daemon_left_behind_does_not_hold_the_boot() {
 
 #[test]
 fn a_program_that_is_not_there_is_an_error_with_its_path() {
-    private_mounts();
+    let _alone = private_mounts();
     let dir = tempfile::tempdir().unwrap();
     let root = root_with(dir.path(), "true");
     let text = format!("{:#}", run_in_root(&root, Path::new("/gone"), &[], LONG).unwrap_err());
@@ -158,7 +164,7 @@ fn handover(sysroot: &Path) -> HandOver {
 
 #[test]
 fn the_plan_says_every_step_in_order() {
-    private_mounts();
+    let _alone = private_mounts();
     let dir = tempfile::tempdir().unwrap();
     let root = root_with(dir.path(), "true");
     demo_system(&root, "true", "true");
@@ -196,7 +202,8 @@ fn a_failed_activation_leaves_the_old_root_as_it_was() {
         ("echo no passwd; exit 3", "no passwd"),
         (&format!("rm {TOPLEVEL}/init"), "init: does not exist"),
     ] {
-        private_mounts();
+        let _alone = private_mounts();
+        mount_api_file_systems(Path::new("/"), &mut MountLog::new()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let root = root_with(dir.path(), "true");
         demo_system(&root, prepare_root, "true");
@@ -263,7 +270,7 @@ fn the_root_is_switched_and_the_initramfs_emptied() {
 
 /// Builds an initramfs on a tmpfs, makes it the root of this process, mounts a system, and hands over to it.
 fn switch_from_a_tmpfs(out: &Path) -> ! {
-    private_mounts();
+    let _alone = private_mounts();
     let dir = tempfile::tempdir().unwrap();
     let initramfs = dir.path().join("initramfs");
     system::mount_root(&initramfs, &"16M".parse().unwrap(), &mut MountLog::new()).unwrap();
