@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use freshroot::handover::empty::remove_contents;
 use freshroot::handover::plan::{HandOver, Step, plan};
 use freshroot::handover::prepare::prepare;
 use freshroot::handover::run_in_root::run_in_root;
@@ -218,6 +219,46 @@ fn a_failed_activation_leaves_the_old_root_as_it_was() {
             assert!(Path::new("/").join(folder).exists());
         }
     }
+}
+
+#[test]
+fn emptying_stops_at_every_mount_and_symlink() {
+    let _alone = private_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let (root, other) = (dir.path().join("root"), dir.path().join("other"));
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("kept"), "").unwrap();
+    system::mount_root(&root, &"16M".parse().unwrap(), &mut MountLog::new()).unwrap();
+    fs::create_dir_all(root.join("a/b/c")).unwrap();
+    fs::write(root.join("a/b/c/file"), "").unwrap();
+    symlink(&other, root.join("a/link")).unwrap();
+    bind(&other, &root.join("a/other"), false);
+    // Another tmpfs, and a bind of the same file system, which has the same device number.
+    system::mount_root(&root.join("tmpfs"), &"1M".parse().unwrap(), &mut MountLog::new()).unwrap();
+    fs::write(root.join("tmpfs/kept"), "").unwrap();
+    fs::create_dir(root.join("same")).unwrap();
+    bind(&root.join("same"), &root.join("z/same"), false);
+    fs::write(root.join("z/same/gone-by-its-own-name"), "").unwrap();
+
+    let counts = remove_contents(File::open(&root).unwrap().as_fd()).unwrap();
+    assert!(other.join("kept").exists() && root.join("tmpfs/kept").exists());
+    let left = |folder: &str| {
+        let mut names: Vec<_> = fs::read_dir(root.join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    // «same» is what is mounted at z/same: removed itself, or kept where the kernel holds it for the mount.
+    assert_eq!((left("a"), left("z")), (vec!["other".into()], vec!["same".into()]));
+    assert!(counts.kept >= 5 && counts.removed >= 4, "{counts:?}");
+}
+
+#[test]
+fn emptying_refuses_what_is_no_initramfs() {
+    let err = remove_contents(File::open("/proc").unwrap().as_fd()).unwrap_err();
+    assert!(err.to_string().contains("no initramfs"), "{err}");
 }
 
 /// Ends in another program, so that it needs a process of its own: the test runs itself again.
