@@ -21,6 +21,8 @@ pub mod kmod;
 pub mod mount;
 pub mod net;
 pub mod plan;
+#[cfg(feature = "publish")]
+pub mod publish;
 pub mod report;
 mod run;
 pub mod select;
