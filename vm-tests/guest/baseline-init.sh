@@ -10,6 +10,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs -o mode=0755 run /run
+start=$(cut -d' ' -f1 /proc/uptime)
 word() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 for module in virtio_pci virtio_blk loop squashfs overlay; do modprobe $module; done
 system=$(word freshroot.system)
@@ -23,8 +24,9 @@ mount -t overlay -o lowerdir=/sysroot/nix/.ro-store,upperdir=/sysroot/nix/.rw-st
 mkdir -p /run/freshroot/cache
 mount -o move /cache /run/freshroot/cache
 for folder in dev proc sys run; do mount -o move /$folder /sysroot/$folder; done
+end=$(cut -d' ' -f1 /sysroot/proc/uptime)
 if [ -x "/sysroot$system/prepare-root" ]; then
     IN_NIXOS_SYSTEMD_STAGE1=true chroot /sysroot "$system/prepare-root"
 fi
-echo "BASELINE-UPTIME $(cut -d' ' -f1 /sysroot/proc/uptime)"
+echo "BASELINE-UPTIME $start $end"
 exec switch_root -c /dev/console /sysroot "$system/init"

@@ -1,25 +1,47 @@
-//! Boots in QEMU: the demo, the tests and the benchmark.
+//! Boots freshroot in QEMU: the demo, the tests and the benchmark. Started by the script `run`, which installs what is missing.
 
+mod bench;
+mod build;
+mod cli;
 mod command;
+mod demo;
 mod disk;
 mod initrd;
+mod lab;
 mod line;
 mod modules;
 mod packages;
+mod publisher;
 mod qemu;
+mod runner;
+mod scenario;
 mod server;
 mod system;
+mod trial;
 mod workspace;
 
-fn main() -> anyhow::Result<()> {
-    use anyhow::Context as _;
-    let workspace = workspace::Workspace::find()?;
-    let vm = workspace.vm();
-    let kernel = packages::kernel::newest(&vm, packages::kernel::Flavour::Cloud)?;
-    let builder = system::Builder::new(&vm, &kernel, 3)?;
-    for generation in [1, 2] {
-        let built = builder.build(system::Spec::generation(generation))?;
-        println!("{} {}", built.image.display(), std::fs::metadata(&built.image).context("x")?.len());
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("vm-tests: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    Ok(())
+}
+
+/// Returns whether all tests passed, where tests were asked for.
+fn run() -> Result<bool> {
+    match cli::parse(lexopt::Parser::from_env())? {
+        cli::Command::Help => print!("{}", cli::HELP),
+        cli::Command::Demo { level } => demo::run(workspace::Workspace::find()?, level)?,
+        cli::Command::Test(options) => return runner::run(&workspace::Workspace::find()?, &options),
+        cli::Command::Bench { pairs } => bench::run(workspace::Workspace::find()?, pairs)?,
+    }
+    Ok(true)
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use accel::Accelerator;
@@ -213,6 +213,15 @@ fn end(child: &mut Child) -> Result<()> {
     child.wait().map(drop).context("waiting for QEMU")
 }
 
+/// How a guest ended its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It powered off.
+    PoweredOff,
+    /// It rebooted.
+    Rebooted,
+}
+
 /// A machine that runs. Dropping it kills it.
 #[derive(Debug)]
 pub struct Vm {
@@ -232,10 +241,15 @@ impl Vm {
     }
 
     /// Waits until the machine has powered off or rebooted (which ends it too).
-    pub fn wait_end(&mut self) -> Result<()> {
+    pub fn wait_end(&mut self) -> Result<End> {
         self.console.wait_end(self.left())?;
         self.child.wait().context("waiting for QEMU")?;
-        Ok(())
+        let reason = self.qmp()?.shutdown_reason()?;
+        match reason.as_str() {
+            "guest-shutdown" => Ok(End::PoweredOff),
+            "guest-reset" => Ok(End::Rebooted),
+            _ => bail!("the machine ended for the reason «{reason}»"),
+        }
     }
 
     /// Takes the power away: what the guest has not handed to its disk is lost.

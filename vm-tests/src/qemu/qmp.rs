@@ -55,6 +55,17 @@ impl Qmp {
         }
     }
 
+    /// Why the machine ended, from the events that are left when QEMU is gone. Meaning: `ShutdownCause` of QEMU's `qapi/run-state.json`.
+    pub fn shutdown_reason(&mut self) -> Result<String> {
+        loop {
+            let event = self.line().context("looking for the reason why the machine ended")?;
+            if event.get("event").and_then(Value::as_str) == Some("SHUTDOWN") {
+                let reason = event.pointer("/data/reason").and_then(Value::as_str);
+                return Ok(reason.unwrap_or_default().to_owned());
+            }
+        }
+    }
+
     fn line(&mut self) -> Result<Value> {
         let mut line = String::new();
         let count = self
