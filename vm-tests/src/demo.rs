@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::cli::DEFAULT_LEVEL;
 use crate::lab::{CHANNEL, Lab};
 use crate::line::Line;
+use crate::qemu::console::PROMPT;
 use crate::server::Server;
 use crate::trial::{Boot, Booted, Trial, closed_port};
 use crate::workspace::Workspace;
@@ -99,7 +100,7 @@ fn boot(mut boot: Boot<'_>, name: &'static str, server: Option<&Server>) -> Resu
     }
     let started = Instant::now();
     let mut vm = boot.words("demo.then=poweroff").listener(Box::new(echo)).start(name)?;
-    vm.wait_for(&["login: "])?;
+    vm.wait_for(&[PROMPT])?;
     let login = started.elapsed();
     let booted = Booted::read(&mut vm)?;
     vm.wait_end()?;

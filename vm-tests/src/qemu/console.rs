@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 
 /// After these, nothing that is waited for will come.
 const FATAL: &[&str] = &["Kernel panic - not syncing"];
+/// What ends a login prompt, the one thing to wait for that is no line.
+pub const PROMPT: &str = "login: ";
 /// How many of the last lines an error shows.
 const TAIL_LINES: usize = 40;
 
@@ -55,6 +57,7 @@ impl Console {
         let reader = std::thread::spawn(move || {
             let mut buffer = [0; 8192];
             let mut told = 0;
+            let mut pending = Vec::new();
             loop {
                 let bytes = match output.read(&mut buffer) {
                     Ok(0) => break,
@@ -69,7 +72,8 @@ impl Console {
                     eprintln!("qemu: writing a console log: {error}");
                 }
                 let mut said = theirs.lock();
-                said.text.push_str(&String::from_utf8_lossy(bytes));
+                pending.extend_from_slice(bytes);
+                decode(&mut pending, &mut said.text);
                 if let Some(listener) = &listener {
                     told = tell(&said.text, told, listener);
                 }
@@ -178,19 +182,24 @@ fn tell(text: &str, mut told: usize, listener: &Listener) -> usize {
 /// Start of the earliest of `texts` and end of its line, once the line is complete.
 fn find_line(rest: &str, texts: &[&str], ended: bool) -> Option<(usize, usize)> {
     let start = texts.iter().filter_map(|text| rest.find(text)).min()?;
-    // A login prompt ends in no line feed: there the match itself is enough.
-    let length = rest.get(start..).and_then(|line| line.find('\n'));
-    match length {
+    // A prompt ends in no line feed: there the match itself is enough.
+    let line = rest.get(start..)?;
+    match line.find('\n') {
         Some(length) => Some((start, start + length + 1)),
-        None if ended
-            || texts
-                .iter()
-                .any(|text| text.ends_with(' ') && rest.get(start..).is_some_and(|line| line.starts_with(text))) =>
-        {
-            Some((start, rest.len()))
-        }
+        None if ended || (texts.contains(&PROMPT) && line.starts_with(PROMPT)) => Some((start, rest.len())),
         None => None,
     }
+}
+
+/// Moves what is complete text from the front of `bytes` to `text`; a character whose end has not come yet stays.
+fn decode(bytes: &mut Vec<u8>, text: &mut String) {
+    let whole = match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() => error.valid_up_to(),
+        Ok(_) | Err(_) => bytes.len(),
+    };
+    let rest = bytes.split_off(whole);
+    text.push_str(&String::from_utf8_lossy(bytes));
+    *bytes = rest;
 }
 
 fn last_lines(text: &str) -> String {
@@ -219,11 +228,28 @@ mod tests {
         let limit = Duration::from_secs(10);
         assert_eq!(console.wait_for(&["one"], limit).unwrap(), "one 1");
         assert_eq!(console.wait_for(&["one", "three"], limit).unwrap(), "one 2");
-        assert_eq!(console.wait_for(&["login: "], limit).unwrap(), "login:");
+        assert_eq!(console.wait_for(&[PROMPT], limit).unwrap(), "login:");
         console.wait_end(limit).unwrap();
         console.join();
         child.wait().unwrap();
         assert_eq!(std::fs::read_to_string(temp.path().join("log")).unwrap(), console.text());
+    }
+
+    #[test]
+    fn half_a_line_is_waited_for() {
+        assert_eq!(find_line("one DEMO-READY gen", &["DEMO-READY "], false), None);
+        assert_eq!(find_line("one DEMO-READY gen\n", &["DEMO-READY "], false), Some((4, 19)));
+        assert_eq!(find_line("demo login: ", &[PROMPT], false), Some((5, 12)));
+    }
+
+    #[test]
+    fn a_character_that_comes_in_two_pieces_is_one() {
+        let (mut bytes, mut text) = (b"a \xc2".to_vec(), String::new());
+        decode(&mut bytes, &mut text);
+        assert_eq!((text.as_str(), bytes.len()), ("a ", 1));
+        bytes.extend_from_slice(b"\xab \xff.");
+        decode(&mut bytes, &mut text);
+        assert_eq!((text.as_str(), bytes.len()), ("a « \u{fffd}.", 0));
     }
 
     #[test]

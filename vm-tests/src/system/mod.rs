@@ -28,6 +28,7 @@ const MASKED: &[&str] = &[
     "apt-daily-upgrade.timer",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
+    "e2scrub_reap.service",
     "fstrim.timer",
     "systemd-networkd.service",
 ];

@@ -14,7 +14,7 @@ const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(30 * 60);
 const UNPACK_LIMIT: Duration = Duration::from_secs(300);
 
 /// What is in it besides `minbase`.
-const INCLUDE: &str = "systemd,systemd-sysv,udev,kmod,iproute2,procps,login,dbus";
+const INCLUDE: &str = "systemd,systemd-sysv,udev,kmod,iproute2,procps,login";
 /// Nothing reads these in a demo; half of the size goes with them.
 const EXCLUDE: &[&str] = &[
     "/usr/share/man/*",
