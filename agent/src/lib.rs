@@ -4,13 +4,27 @@
 //! The modules follow one line: observe → decide → plan → act. Values and decisions are pure; effects are thin, and do not import one another;
 //! [`boot`] alone knows the order.
 
+pub mod cache;
+pub mod cli;
+pub mod console;
+pub mod decide;
 pub mod device;
 pub mod digest;
+pub mod failure;
+pub mod fetch;
 pub mod formats;
 pub mod handover;
+pub mod http;
 pub mod kmod;
 pub mod mount;
 pub mod net;
+pub mod report;
+mod run;
+pub mod select;
 pub mod settings;
+pub mod store_path;
 pub mod sys;
 pub mod uevent;
+pub mod verify;
+
+pub use run::run;

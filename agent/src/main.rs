@@ -1,2 +1,20 @@
 //! Entry point of the agent.
-fn main() {}
+
+use std::io::{Write as _, stderr};
+use std::process::ExitCode;
+
+use freshroot::cli::{USAGE_EXIT, parse};
+
+fn main() -> ExitCode {
+    let (problem, code) = match parse(std::env::args_os(), std::process::id()) {
+        Ok(command) => match freshroot::run(command) {
+            Ok(code) => return code,
+            Err(error) => (error, ExitCode::FAILURE),
+        },
+        Err(usage) => (usage.into(), ExitCode::from(USAGE_EXIT)),
+    };
+    match writeln!(stderr(), "freshroot: {problem:#}") {
+        // Without a console there is nobody to tell, and eprintln! would panic: the exit code still says it.
+        Ok(()) | Err(_) => code,
+    }
+}

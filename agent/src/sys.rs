@@ -1,1 +1,174 @@
 //! System calls and ioctls that no crate wraps: the only file that may hold `unsafe`.
+//!
+//! What is here was looked for first: rustix 1.1 and nix 0.31 have neither the loop ioctls nor `mount_setattr`, and the crates for loop devices
+//! generate their bindings with libclang at build time. The structures and numbers are the kernel's own, as `linux-raw-sys` carries them.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use linux_raw_sys::general::mount_attr;
+use linux_raw_sys::loop_device::{
+    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_GET_STATUS64, LOOP_SET_DIRECT_IO, loop_config, loop_info64,
+};
+use nix::libc;
+
+/// `LO_FLAGS_*` of `linux/loop.h`; an enumeration there, so that the crate has no constants for them.
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+/// What a loop device is made with (`LOOP_CONFIGURE`, since Linux 5.8), and what it reports back (`LOOP_GET_STATUS64`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LoopSettings {
+    /// Bytes of the backing file that are skipped.
+    pub offset: u64,
+    /// Bytes shown; 0 shows all up to the end of the backing file.
+    pub size: u64,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Free the device when its last user closes it.
+    pub autoclear: bool,
+    /// Read the backing file without a second page cache.
+    pub direct_io: bool,
+}
+
+nix::ioctl_none_bad!(
+    /// `LOOP_CTL_GET_FREE`: the number of a free loop device, made if there is none.
+    ioctl_loop_get_free,
+    LOOP_CTL_GET_FREE
+);
+nix::ioctl_write_ptr_bad!(
+    /// `LOOP_CONFIGURE`: binds a backing file and sets everything at once.
+    ioctl_loop_configure,
+    LOOP_CONFIGURE,
+    loop_config
+);
+nix::ioctl_none_bad!(
+    /// `LOOP_CLR_FD`: unbinds, at once or when the last user closes.
+    ioctl_loop_clear,
+    LOOP_CLR_FD
+);
+nix::ioctl_write_int_bad!(
+    /// `LOOP_SET_DIRECT_IO`: 0 or 1.
+    ioctl_loop_set_direct_io,
+    LOOP_SET_DIRECT_IO
+);
+nix::ioctl_read_bad!(
+    /// `LOOP_GET_STATUS64`: flags, offset and size limit.
+    ioctl_loop_get_status,
+    LOOP_GET_STATUS64,
+    loop_info64
+);
+
+/// The number of a loop device that is free now. Another process may take it before the caller does.
+pub fn loop_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: the descriptor is open for as long as the borrow; the ioctl takes no argument.
+    let number = unsafe { ioctl_loop_get_free(control.as_raw_fd()) }?;
+    u32::try_from(number).map_err(|_| io::Error::other("the kernel answered with a negative loop device number"))
+}
+
+/// Binds `backing` to the loop device `device` with `settings`; `block_size` 0 leaves the logical block size to the kernel.
+/// Errors: EBUSY when the device is bound already.
+pub fn loop_configure(device: BorrowedFd<'_>, backing: BorrowedFd<'_>, settings: LoopSettings, block_size: u32) -> io::Result<()> {
+    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    let fd = u32::try_from(backing.as_raw_fd()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let config = loop_config {
+        fd,
+        block_size,
+        info: loop_info64 {
+            lo_offset: settings.offset,
+            lo_sizelimit: settings.size,
+            lo_flags: flag(settings.read_only, LO_FLAGS_READ_ONLY)
+                | flag(settings.autoclear, LO_FLAGS_AUTOCLEAR)
+                | flag(settings.direct_io, LO_FLAGS_DIRECT_IO),
+            ..NO_LOOP_INFO
+        },
+        __reserved: [0; 8],
+    };
+    // SAFETY: both descriptors are open for as long as the borrows; the kernel reads one `loop_config` from the pointer and keeps nothing of it.
+    unsafe { ioctl_loop_configure(device.as_raw_fd(), &raw const config) }?;
+    Ok(())
+}
+
+/// Unbinds a loop device. While it is in use elsewhere, the kernel does so after the last close.
+pub fn loop_clear(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as the borrow; the ioctl takes no argument.
+    unsafe { ioctl_loop_clear(device.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Turns direct I/O on or off. Errors: EINVAL when the backing file or the block size does not allow it.
+pub fn loop_set_direct_io(device: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as the borrow; the argument is a plain integer.
+    unsafe { ioctl_loop_set_direct_io(device.as_raw_fd(), i32::from(on)) }?;
+    Ok(())
+}
+
+/// What the kernel says about a bound loop device. Errors: ENXIO when it is not bound.
+pub fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopSettings> {
+    let mut info = NO_LOOP_INFO;
+    // SAFETY: the descriptor is open for as long as the borrow; the kernel writes one `loop_info64`, for which `info` has room.
+    unsafe { ioctl_loop_get_status(device.as_raw_fd(), &raw mut info) }?;
+    Ok(LoopSettings {
+        offset: info.lo_offset,
+        size: info.lo_sizelimit,
+        read_only: info.lo_flags & LO_FLAGS_READ_ONLY != 0,
+        autoclear: info.lo_flags & LO_FLAGS_AUTOCLEAR != 0,
+        direct_io: info.lo_flags & LO_FLAGS_DIRECT_IO != 0,
+    })
+}
+
+const NO_LOOP_INFO: loop_info64 = loop_info64 {
+    lo_device: 0,
+    lo_inode: 0,
+    lo_rdevice: 0,
+    lo_offset: 0,
+    lo_sizelimit: 0,
+    lo_number: 0,
+    lo_encrypt_type: 0,
+    lo_encrypt_key_size: 0,
+    lo_flags: 0,
+    lo_file_name: [0; 64],
+    lo_crypt_name: [0; 64],
+    lo_encrypt_key: [0; 32],
+    lo_init: [0; 2],
+};
+
+/// Sets and clears attributes (`MOUNT_ATTR_*`) of the mount whose root `mount` is, and of all below it if `recursive` (`mount_setattr`, since
+/// Linux 5.12). On a detached tree this is atomic: the mount is never seen without them.
+pub fn mount_set_attributes(mount: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64) -> io::Result<()> {
+    let attributes = mount_attr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptor is open for as long as the borrow; the path is a constant C string; the kernel reads one `mount_attr` of the size
+    // given and keeps nothing of it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<mount_attr>(),
+        )
+    };
+    nix::errno::Errno::result(result)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_structures_have_the_sizes_of_its_headers() {
+        assert_eq!(size_of::<loop_info64>(), 232);
+        assert_eq!(size_of::<loop_config>(), 304);
+        assert_eq!(size_of::<mount_attr>(), 32);
+    }
+}

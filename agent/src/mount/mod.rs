@@ -1,1 +1,17 @@
 //! Mounts: the kernel's new mount API, loop devices, and the mount plan of a system.
+//!
+//! Pure: [`options`], [`entry`], [`order`], [`size`]. Thin effects: [`loop_device`], [`fs_context`], [`quirks`], [`below`], [`mount_log`]. Put together
+//! from them: [`system`] (root, image, store), [`persist`] (entries of `fileSystems`) and [`api_fs`].
+
+pub mod api_fs;
+pub mod below;
+pub mod entry;
+pub mod fs_context;
+pub mod loop_device;
+pub mod mount_log;
+pub mod options;
+pub mod order;
+pub mod persist;
+pub mod quirks;
+pub mod size;
+pub mod system;

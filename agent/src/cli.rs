@@ -1,0 +1,424 @@
+//! Arguments of the program: syntax only. What a command means, and whether its folders exist, is not looked at here.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use lexopt::Arg::{Long, Short, Value};
+use lexopt::{Arg, Parser};
+
+use crate::settings::nearest::nearest;
+
+/// What the program is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Boot: the job of PID 1.
+    Boot,
+    /// Say what `boot` would do.
+    Plan {
+        /// Everything is read below this folder.
+        root: PathBuf,
+        /// In place of `proc/cmdline` below the root.
+        cmdline: Option<OsString>,
+        /// In place of `etc/freshroot/config.json` below the root.
+        config: Option<PathBuf>,
+        /// As JSON instead of text.
+        json: bool,
+    },
+    /// Show the report of the last boot.
+    Status {
+        /// Everything is read below this folder.
+        root: PathBuf,
+        /// As JSON instead of text.
+        json: bool,
+    },
+    /// Run a program in another root; the hand-over uses it.
+    ChrootExec {
+        /// The new root.
+        root: PathBuf,
+        /// The program, by its path in the new root.
+        program: OsString,
+        /// Its arguments, without its name.
+        arguments: Vec<OsString>,
+    },
+    /// Print the help of one command, or of the program.
+    Help(Option<&'static CommandHelp>),
+    /// Print the version.
+    Version,
+}
+
+/// Why arguments cannot be understood, and what was most likely meant. The exit code is [`USAGE_EXIT`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Exit code for arguments that cannot be understood.
+pub const USAGE_EXIT: u8 = 2;
+
+/// What is said about a command.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CommandHelp {
+    /// Its name.
+    pub name: &'static str,
+    /// What stands behind the name.
+    pub arguments: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Options: spelling, placeholder of the value (empty: none) and meaning.
+    pub options: &'static [(&'static str, &'static str, &'static str)],
+    /// More, with examples.
+    pub text: &'static str,
+}
+
+const ROOT: (&str, &str, &str) = ("--root", "DIR", "read everything below DIR (default /)");
+const JSON: (&str, &str, &str) = ("--json", "", "print JSON instead of text");
+
+/// The commands that people use, in the order of the help.
+pub static COMMANDS: &[CommandHelp] = &[
+    CommandHelp {
+        name: "boot",
+        arguments: "",
+        summary: "boot the wanted system; what PID 1 does in the initrd",
+        options: &[],
+        text: "As PID 1 under a name that ends in «init» the program boots whatever its arguments are: the kernel passes words of its command line that it
+does not know. Settings come from /etc/freshroot/config.json and from freshroot.* words on the kernel command line.",
+    },
+    CommandHelp {
+        name: "plan",
+        arguments: "[--root DIR] [--cmdline TEXT] [--config FILE] [--json]",
+        summary: "print what boot would do, and why, without doing it",
+        options: &[
+            ROOT,
+            ("--cmdline", "TEXT", "use TEXT as the kernel command line"),
+            ("--config", "FILE", "use FILE as the configuration"),
+            JSON,
+        ],
+        text: "Examples:
+  freshroot plan
+  freshroot plan --json | jq .decision
+  freshroot plan --cmdline 'freshroot.policy.mode=offline' --config ./config.json",
+    },
+    CommandHelp {
+        name: "status",
+        arguments: "[--root DIR] [--json]",
+        summary: "show how the running system was booted: decision, source, bytes, times",
+        options: &[ROOT, JSON],
+        text: "Examples:
+  freshroot status
+  freshroot status --json | jq .warnings",
+    },
+    CommandHelp {
+        name: "help",
+        arguments: "[COMMAND]",
+        summary: "show this help, or that of a command",
+        options: &[],
+        text: "Example:
+  freshroot help plan",
+    },
+];
+
+/// Reads the arguments of a process, its name among them, whose process id is `pid`.
+///
+/// # Errors
+/// [`Usage`], with the nearest word that would do.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<Command, Usage> {
+    let mut arguments = arguments.into_iter().peekable();
+    if pid == 1 && arguments.peek().is_some_and(|name| name.as_bytes().ends_with(b"init")) {
+        return Ok(Command::Boot);
+    }
+    let mut parser = Parser::from_iter(arguments);
+    let Some(first) = next(&mut parser, None)? else {
+        return Err(Usage(format!(
+            "a command is missing: one of {}",
+            names().collect::<Vec<_>>().join(", ")
+        )));
+    };
+    let name = match first {
+        Short('h') | Long("help") => return Ok(Command::Help(None)),
+        Short('V') | Long("version") => return Ok(Command::Version),
+        Value(name) => name,
+        Short(_) | Long(_) => return Err(unexpected(first, None)),
+    };
+    match name.to_str() {
+        Some("boot") => boot(&mut parser),
+        Some("plan") => plan(&mut parser),
+        Some("status") => status(&mut parser),
+        Some("help") => help(&mut parser),
+        Some("chroot-exec") => chroot_exec(&mut parser),
+        Some(_) | None => Err(no_command(&name)),
+    }
+}
+
+fn boot(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("boot");
+    match next(parser, about)? {
+        None => Ok(Command::Boot),
+        Some(Short('h') | Long("help")) => Ok(Command::Help(about)),
+        Some(other) => Err(unexpected(other, about)),
+    }
+}
+
+fn plan(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("plan");
+    let (mut root, mut cmdline, mut config, mut json) = (PathBuf::from("/"), None, None, false);
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            Long("root") => root = value(parser, about)?.into(),
+            Long("cmdline") => cmdline = Some(value(parser, about)?),
+            Long("config") => config = Some(value(parser, about)?.into()),
+            Long("json") => json = true,
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
+        }
+    }
+    Ok(Command::Plan {
+        root,
+        cmdline,
+        config,
+        json,
+    })
+}
+
+fn status(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("status");
+    let (mut root, mut json) = (PathBuf::from("/"), false);
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            Long("root") => root = value(parser, about)?.into(),
+            Long("json") => json = true,
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
+        }
+    }
+    Ok(Command::Status { root, json })
+}
+
+fn help(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("help");
+    let topic = match next(parser, about)? {
+        None => None,
+        Some(Short('h') | Long("help")) => about,
+        Some(Value(name)) => Some(name.to_str().and_then(command).ok_or_else(|| no_command(&name))?),
+        Some(other) => return Err(unexpected(other, about)),
+    };
+    match next(parser, about)? {
+        None => Ok(Command::Help(topic)),
+        Some(other) => Err(unexpected(other, about)),
+    }
+}
+
+/// Not in the help: the hand-over calls it. What follows the program is the program's, whatever it looks like.
+fn chroot_exec(parser: &mut Parser) -> Result<Command, Usage> {
+    let missing = || Usage("chroot-exec takes ROOT PROGRAM ARGUMENT…".to_owned());
+    let mut rest = parser.raw_args().map_err(|error| Usage(error.to_string()))?;
+    match (rest.next(), rest.next()) {
+        (Some(root), Some(program)) if !root.is_empty() && !program.is_empty() => Ok(Command::ChrootExec {
+            root: root.into(),
+            program,
+            arguments: rest.collect(),
+        }),
+        (Some(_) | None, Some(_) | None) => Err(missing()),
+    }
+}
+
+/// The help of the program, or of one command.
+pub fn help_text(about: Option<&CommandHelp>) -> String {
+    let Some(about) = about else {
+        let mut text =
+            "freshroot boots a system whose Nix store is one verified image, kept on a local disk.\n\nUsage: freshroot COMMAND\n\n"
+                .to_owned();
+        for command in COMMANDS {
+            text += &format!("  {:<8} {}\n", command.name, command.summary);
+        }
+        text += "\n  -h, --help      show this help; behind a command, its own\n  -V, --version   show the version\n";
+        text += "\nExamples:\n  freshroot plan      what would a boot do now?\n  freshroot status    what did the last one do?\n";
+        text += "\nExit codes: 0 done, 1 failed, 2 arguments not understood.\n";
+        return text;
+    };
+    let mut text = format!(
+        "freshroot {}: {}\n\nUsage: freshroot {} {}",
+        about.name, about.summary, about.name, about.arguments
+    )
+    .trim_end()
+    .to_owned();
+    text += "\n";
+    if !about.options.is_empty() {
+        text += "\n";
+        for (option, placeholder, meaning) in about.options {
+            let option = format!("{option} {placeholder}");
+            text += &format!("  {option:<15} {meaning}\n");
+        }
+    }
+    text + "\n" + about.text + "\n"
+}
+
+/// The help of the command `name`.
+fn command(name: &str) -> Option<&'static CommandHelp> {
+    COMMANDS.iter().find(|command| command.name == name)
+}
+
+fn names() -> impl Iterator<Item = &'static str> + Clone {
+    COMMANDS.iter().map(|command| command.name)
+}
+
+fn next<'a>(parser: &'a mut Parser, about: Option<&CommandHelp>) -> Result<Option<Arg<'a>>, Usage> {
+    parser.next().map_err(|error| Usage(format!("{error}; {}", see(about))))
+}
+
+fn value(parser: &mut Parser, about: Option<&CommandHelp>) -> Result<OsString, Usage> {
+    parser.value().map_err(|error| Usage(format!("{error}; {}", see(about))))
+}
+
+fn no_command(name: &OsStr) -> Usage {
+    let name = name.to_string_lossy();
+    Usage(format!(
+        "there is no command «{name}»; {}{}",
+        meant(nearest(&name, names())),
+        see(None)
+    ))
+}
+
+fn unexpected(argument: Arg<'_>, about: Option<&CommandHelp>) -> Usage {
+    let word = match argument {
+        Short(letter) => format!("-{letter}"),
+        Long(name) => format!("--{name}"),
+        Value(value) => value.to_string_lossy().into_owned(),
+    };
+    let options = about.map_or(&[][..], |about| about.options).iter().map(|(option, ..)| *option);
+    let guess = nearest(
+        &word,
+        options.chain(["--help", "--version"].into_iter().take(if about.is_some() { 1 } else { 2 })),
+    );
+    let whose = about.map_or("freshroot", |about| about.name);
+    Usage(format!("{whose} does not take «{word}»; {}{}", meant(guess), see(about)))
+}
+
+fn meant(guess: Option<&str>) -> String {
+    guess.map(|word| format!("is {word} meant? ")).unwrap_or_default()
+}
+
+fn see(about: Option<&CommandHelp>) -> String {
+    match about {
+        Some(about) => format!("«freshroot help {}» shows what there is", about.name),
+        None => "«freshroot help» shows what there is".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
+    fn plan(root: &str, cmdline: Option<&str>, config: Option<&str>, json: bool) -> Command {
+        Command::Plan {
+            root: root.into(),
+            cmdline: cmdline.map(OsString::from),
+            config: config.map(PathBuf::from),
+            json,
+        }
+    }
+
+    #[test]
+    fn arguments_become_commands() {
+        for (line, expected) in [
+            ("freshroot boot", Command::Boot),
+            ("freshroot plan", plan("/", None, None, false)),
+            (
+                "freshroot plan --root=/x --cmdline a=b=c --config c.json --json",
+                plan("/x", Some("a=b=c"), Some("c.json"), true),
+            ),
+            ("freshroot plan --cmdline=--x", plan("/", Some("--x"), None, false)),
+            (
+                "freshroot status --json",
+                Command::Status {
+                    root: "/".into(),
+                    json: true,
+                },
+            ),
+            ("freshroot --version", Command::Version),
+            ("freshroot -V", Command::Version),
+            ("freshroot help", Command::Help(None)),
+            ("freshroot -h", Command::Help(None)),
+            ("freshroot help plan", Command::Help(command("plan"))),
+            ("freshroot plan --json --help", Command::Help(command("plan"))),
+            ("freshroot status --help", Command::Help(command("status"))),
+            (
+                "freshroot chroot-exec /sysroot /bin/x --root -- a",
+                Command::ChrootExec {
+                    root: "/sysroot".into(),
+                    program: "/bin/x".into(),
+                    arguments: words("--root -- a"),
+                },
+            ),
+        ] {
+            assert_eq!(parse(words(line), 2).unwrap(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_name_the_nearest_word() {
+        for (line, parts) in [
+            ("freshroot", ["command is missing", "boot, plan, status"]),
+            ("freshroot plna", ["«plna»", "is plan meant?"]),
+            ("freshroot help stauts", ["«stauts»", "is status meant?"]),
+            ("freshroot something-else", ["«something-else»; «freshroot help»", ""]),
+            ("freshroot --verson", ["--verson", "is --version meant?"]),
+            ("freshroot plan --rot /x", ["plan does not take «--rot»", "is --root meant?"]),
+            ("freshroot plan extra", ["«extra»", "freshroot help plan"]),
+            ("freshroot plan --root", ["--root", "freshroot help plan"]),
+            ("freshroot plan --json=1", ["--json", "freshroot help plan"]),
+            ("freshroot boot now", ["boot does not take «now»", ""]),
+            ("freshroot help plan x", ["«x»", ""]),
+            ("freshroot chroot-exec /x", ["ROOT PROGRAM", ""]),
+        ] {
+            let usage = parse(words(line), 2).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| usage.contains(part)), "{line}: {usage}");
+        }
+    }
+
+    #[test]
+    fn init_boots_whatever_words_the_kernel_passes_on() {
+        for line in ["/init", "/init quiet splash", "/sbin/init --help plan -x", "init single"] {
+            assert_eq!(parse(words(line), 1), Ok(Command::Boot), "{line}");
+            assert_ne!(parse(words(line), 2), Ok(Command::Boot), "{line}");
+        }
+        // As PID 1 of a container under its own name it is a program like others.
+        assert_eq!(parse(words("/bin/freshroot --version"), 1), Ok(Command::Version));
+        assert!(parse([], 1).is_err());
+    }
+
+    #[test]
+    fn words_that_are_not_utf_8_are_kept_or_refused_without_a_panic() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let odd = OsString::from_vec(vec![b'/', 0xff]);
+        let parsed = parse([words("freshroot plan --cmdline"), vec![odd.clone()]].concat(), 2).unwrap();
+        assert!(matches!(parsed, Command::Plan { cmdline: Some(text), .. } if text == odd));
+        assert!(parse(["freshroot".into(), odd], 2).is_err());
+    }
+
+    #[test]
+    fn every_option_of_the_help_is_taken_and_every_help_has_a_usage() {
+        for about in COMMANDS {
+            for (option, placeholder, _) in about.options {
+                let line = format!("freshroot {} {option} {placeholder}", about.name);
+                assert!(parse(words(&line), 2).is_ok(), "{line}");
+            }
+            let text = help_text(Some(about));
+            assert!(text.contains(&format!("Usage: freshroot {}", about.name)) && about.options.iter().all(|(o, ..)| text.contains(o)));
+            assert!(help_text(None).contains(about.summary));
+        }
+        assert!(!help_text(None).contains("chroot-exec"));
+    }
+}

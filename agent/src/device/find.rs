@@ -1,0 +1,369 @@
+//! Waiting for a device.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use super::name::DeviceName;
+use super::observe::{BlockDevice, observe_again};
+use super::resolve::{Match, resolve};
+use crate::uevent::{Received, Source, Uevent};
+
+/// How often it is looked again before a decision because more devices came in the meantime. A device that sends events without end is not to
+/// keep the boot waiting.
+const MOST_LOOKS: usize = 16;
+
+/// Why a device was not found.
+#[derive(Debug)]
+pub enum FindError {
+    /// It did not appear before the deadline; `seen` is what was there.
+    NotFound {
+        /// What was looked for.
+        name: DeviceName,
+        /// All devices at the last look.
+        seen: Vec<BlockDevice>,
+    },
+    /// Several devices bear the name.
+    Ambiguous {
+        /// What was looked for.
+        name: DeviceName,
+        /// All that bear it.
+        devices: Vec<BlockDevice>,
+    },
+    /// The device is there, but what it holds cannot be told.
+    Unsupported {
+        /// What was looked for.
+        name: DeviceName,
+        /// The device that bears it.
+        device: Box<BlockDevice>,
+    },
+    /// Devices cannot be looked at, or their events not be followed.
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for FindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |devices: &[BlockDevice]| devices.iter().map(BlockDevice::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::NotFound { name, seen } if seen.is_empty() => {
+                write!(
+                    f,
+                    "no device is {name}: there is no block device at all; is the driver of the disk among the modules of the initrd?"
+                )
+            }
+            Self::NotFound { name, seen } => write!(f, "no device is {name}; there are: {}", list(seen)),
+            Self::Ambiguous { name, devices } => {
+                write!(
+                    f,
+                    "{name} is on several devices: {}; give all but one another name, or name the one by UUID or PARTUUID",
+                    list(devices)
+                )
+            }
+            Self::Unsupported { name, device } => {
+                write!(
+                    f,
+                    "{name} is on {device}; remove what is out of date with `wipefs --types <type> {}`",
+                    device.path.display()
+                )
+            }
+            Self::Io { doing, error } => write!(f, "{doing}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for FindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { error, .. } => Some(error),
+            Self::NotFound { .. } | Self::Ambiguous { .. } | Self::Unsupported { .. } => None,
+        }
+    }
+}
+
+/// What happens while a device is waited for. The caller loads drivers by it, and tells the person at the console.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// These devices are there, and what is looked for is not, or not alone.
+    Looked(&'a [BlockDevice]),
+    /// A device of any kind came, changed or went; its driver may have to be loaded for a disk to appear.
+    Event(&'a Uevent),
+    /// Events were lost: drivers are to be looked for anew.
+    Overrun,
+}
+
+/// Waits until `name` means one device, by the events of the kernel, and at most until `deadline`.
+///
+/// It decides only when no event is waiting to be read: of two disks with one label that came together, the second is then seen too, and
+/// no time is spent on waiting for one that may never come. A second disk that comes after the decision is not seen. Nodes are those of
+/// devtmpfs, which the kernel makes before it sends the event; udev is not needed. At the deadline it looks a last time, at all
+/// devices anew.
+///
+/// `events` must have been opened before the devices that are waited for could appear; `root` is `/` but in tests.
+///
+/// # Errors
+/// [`FindError`]. A name that two devices bear is refused at once, whatever is left of the time.
+pub fn wait_for(
+    root: &Path,
+    name: &DeviceName,
+    deadline: Instant,
+    events: &mut impl Source,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<BlockDevice, FindError> {
+    let mut seen = Vec::new();
+    let mut changed = Some(BTreeSet::new());
+    let mut looks = 0;
+    let mut last = false;
+    loop {
+        // Nothing known before is used where events were lost.
+        seen = look(root, if changed.is_some() { &seen } else { &[] }, &changed.unwrap_or_default())?;
+        looks += 1;
+        let found = resolve(name, &seen);
+        if !matches!(found, Match::One(_)) {
+            progress(Progress::Looked(&seen));
+        }
+        let decided = !matches!(found, Match::None);
+        if !decided {
+            looks = 0;
+        }
+        let until = if decided || last { Instant::now() } else { deadline };
+        match news(events, until, progress)? {
+            News::Changed(names) if looks < MOST_LOOKS && !last => changed = Some(names),
+            News::Lost if looks < MOST_LOOKS && !last => changed = None,
+            News::Changed(_) | News::Lost | News::Nothing if decided || last => return conclude(name, found, seen),
+            News::Changed(_) | News::Lost | News::Nothing => {
+                last = true;
+                changed = None;
+            }
+        }
+    }
+}
+
+fn look(root: &Path, known: &[BlockDevice], changed: &BTreeSet<String>) -> Result<Vec<BlockDevice>, FindError> {
+    observe_again(root, known, changed).map_err(|error| FindError::Io {
+        doing: "listing /sys/class/block",
+        error,
+    })
+}
+
+fn conclude(name: &DeviceName, found: Match, seen: Vec<BlockDevice>) -> Result<BlockDevice, FindError> {
+    let name = name.clone();
+    match found {
+        Match::None => Err(FindError::NotFound { name, seen }),
+        Match::One(device) => Ok(device),
+        Match::Ambiguous(devices) => Err(FindError::Ambiguous { name, devices }),
+        Match::Conflict(device) => Err(FindError::Unsupported {
+            name,
+            device: Box::new(device),
+        }),
+    }
+}
+
+/// What the events say about block devices.
+enum News {
+    /// These came or changed.
+    Changed(BTreeSet<String>),
+    /// Events were lost.
+    Lost,
+    /// Nothing until the deadline.
+    Nothing,
+}
+
+/// Waits until `until` for the first event about a block device, then takes all that are there already, so that a crowd of disks is looked at once.
+fn news(events: &mut impl Source, until: Instant, progress: &mut dyn FnMut(Progress<'_>)) -> Result<News, FindError> {
+    let mut changed = BTreeSet::new();
+    let mut lost = false;
+    loop {
+        let wait = if changed.is_empty() && !lost { until } else { Instant::now() };
+        match events.next(wait).map_err(|error| FindError::Io {
+            doing: "following the kernel's uevents",
+            error,
+        })? {
+            Received::Event(event) => {
+                if event.is_block_news() {
+                    changed.insert(event.device().to_owned());
+                }
+                progress(Progress::Event(&event));
+            }
+            Received::Overrun => {
+                lost = true;
+                progress(Progress::Overrun);
+            }
+            Received::Deadline if lost => return Ok(News::Lost),
+            Received::Deadline if changed.is_empty() => return Ok(News::Nothing),
+            Received::Deadline => return Ok(News::Changed(changed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::uevent::parse;
+    use std::fs;
+    use std::time::Duration;
+
+    /// A made-up machine: what the script does happens when the queue of events is asked for the next one.
+    struct Machine {
+        root: tempfile::TempDir,
+        script: Vec<Step>,
+        drained: usize,
+    }
+
+    enum Step {
+        /// The disk appears with this label, and its event is there to be read.
+        Disk(&'static str, &'static str),
+        /// The disk appears, its event was lost.
+        Lost(&'static str, &'static str),
+        /// The disk appears without a word.
+        Silent(&'static str, &'static str),
+        /// An event of another kind.
+        Usb,
+        /// Nothing is to be read for now.
+        Pause,
+    }
+
+    impl Machine {
+        fn new(script: Vec<Step>) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir_all(root.path().join("sys/class/block")).unwrap();
+            fs::create_dir_all(root.path().join("dev")).unwrap();
+            Self { root, script, drained: 0 }
+        }
+
+        /// A disk with swap space of this label.
+        fn plug(&self, name: &str, label: &str) {
+            let folder = self.root.path().join("sys/class/block").join(name);
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("dev"), "8:0\n").unwrap();
+            fs::write(folder.join("size"), "8\n").unwrap();
+            let mut bytes = vec![0; 4096];
+            bytes[1052..1052 + label.len()].copy_from_slice(label.as_bytes());
+            bytes[4086..].copy_from_slice(b"SWAPSPACE2");
+            fs::write(self.root.path().join("dev").join(name), bytes).unwrap();
+        }
+
+        fn wait_for(&mut self, name: &str) -> (String, Vec<String>) {
+            let root = self.root.path().to_owned();
+            let mut words = Vec::new();
+            let mut note = |progress: Progress<'_>| {
+                words.push(match progress {
+                    Progress::Looked(devices) => format!("saw {}", devices.len()),
+                    Progress::Event(event) => format!("event {}", event.device()),
+                    Progress::Overrun => "overrun".to_owned(),
+                });
+            };
+            let deadline = Instant::now() + Duration::from_secs(3600);
+            let answer = match wait_for(&root, &name.parse().unwrap(), deadline, self, &mut note) {
+                Ok(device) => device.name,
+                Err(error) => error.to_string(),
+            };
+            (answer, words)
+        }
+    }
+
+    fn event(path: &str, subsystem: &str) -> Received {
+        Received::Event(parse(format!("add@/devices/{path}\0SUBSYSTEM={subsystem}\0").as_bytes()).unwrap())
+    }
+
+    impl Source for Machine {
+        fn next(&mut self, deadline: Instant) -> io::Result<Received> {
+            let now = deadline <= Instant::now();
+            while !self.script.is_empty() {
+                let step = self.script.remove(0);
+                match step {
+                    Step::Pause if now => return Ok(Received::Deadline),
+                    Step::Pause => {}
+                    Step::Usb => return Ok(event("usb1", "usb")),
+                    Step::Silent(name, label) => self.plug(name, label),
+                    Step::Disk(name, label) => {
+                        self.plug(name, label);
+                        return Ok(event(name, "block"));
+                    }
+                    Step::Lost(name, label) => {
+                        self.plug(name, label);
+                        return Ok(Received::Overrun);
+                    }
+                }
+            }
+            self.drained += 1;
+            assert!(self.drained < 50, "asks for ever");
+            Ok(Received::Deadline)
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_there_is_found_at_once() {
+        let mut machine = Machine::new(vec![]);
+        machine.plug("sda", "cache");
+        assert_eq!(machine.wait_for("LABEL=cache"), ("sda".to_owned(), vec![]));
+    }
+
+    #[test]
+    fn a_late_disk_is_found_by_its_event() {
+        let mut machine = Machine::new(vec![
+            Step::Usb,
+            Step::Disk("sda", "other"),
+            Step::Pause,
+            Step::Usb,
+            Step::Disk("sdb", "cache"),
+        ]);
+        let words = ["saw 0", "event usb1", "event sda", "saw 1", "event usb1", "event sdb"];
+        assert_eq!(
+            machine.wait_for("LABEL=cache"),
+            ("sdb".to_owned(), words.map(str::to_owned).to_vec())
+        );
+    }
+
+    #[test]
+    fn of_two_disks_that_come_together_the_second_is_noticed() {
+        let mut machine = Machine::new(vec![Step::Disk("sda", "cache"), Step::Pause, Step::Disk("sdb", "cache")]);
+        let (answer, _) = machine.wait_for("LABEL=cache");
+        assert!(
+            answer.starts_with("LABEL=cache is on several devices: /dev/sda") && answer.contains("/dev/sdb"),
+            "{answer}"
+        );
+    }
+
+    #[test]
+    fn after_lost_events_all_is_looked_at_anew() {
+        let mut machine = Machine::new(vec![Step::Lost("sda", "cache")]);
+        assert_eq!(machine.wait_for("LABEL=cache").0, "sda");
+    }
+
+    #[test]
+    fn at_the_deadline_there_is_a_last_look() {
+        let mut machine = Machine::new(vec![Step::Silent("sda", "cache")]);
+        assert_eq!(machine.wait_for("LABEL=cache").0, "sda");
+    }
+
+    #[test]
+    fn what_was_seen_instead_is_named_at_the_deadline() {
+        let mut machine = Machine::new(vec![Step::Disk("sda", "other")]);
+        assert_eq!(
+            machine.wait_for("LABEL=cache").0,
+            "no device is LABEL=cache; there are: /dev/sda (0 MiB, swap LABEL=other)"
+        );
+        assert!(Machine::new(vec![]).wait_for("LABEL=cache").0.contains("driver of the disk"));
+    }
+
+    #[test]
+    fn a_device_that_sends_events_without_end_does_not_hold_up_the_decision() {
+        let mut machine = Machine::new(vec![]);
+        machine.plug("sda", "cache");
+        for _ in 0..100 {
+            machine.script.extend([Step::Pause, Step::Usb]);
+        }
+        let names: Vec<&'static str> = (0..60).map(|index| &*Box::leak(format!("sr{index}").into_boxed_str())).collect();
+        machine.script = names.iter().flat_map(|name| [Step::Disk(name, "other"), Step::Pause]).collect();
+        assert_eq!(machine.wait_for("LABEL=cache").0, "sda");
+        assert!(machine.script.len() > 60, "{} left", machine.script.len());
+    }
+}

@@ -1,0 +1,359 @@
+//! Which device a name means.
+
+use std::path::Path;
+
+use super::name::DeviceName;
+use super::observe::BlockDevice;
+use super::probe::{Content, Kind, Signature};
+
+/// What a name means among the devices that were seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Match {
+    /// No device.
+    None,
+    /// This one.
+    One(BlockDevice),
+    /// Several; none of them is to be used, because there is no telling which was meant.
+    Ambiguous(Vec<BlockDevice>),
+    /// The name is on this device, but it carries signatures that exclude one another.
+    Conflict(BlockDevice),
+}
+
+/// The device that `name` means.
+///
+/// | the device | counts for a label or UUID |
+/// |---|---|
+/// | holds one file system, swap, or LUKS container of that name | yes |
+/// | is a member of an array, pool or volume group | no: what is made of it has the name |
+/// | is a disk with partitions | no: one of its partitions has the name |
+/// | has a holder that carries the same signature (multipath, RAID 1) | no: the holder counts |
+/// | carries signatures that exclude one another, one of that name | refused |
+/// | is one of several of a single btrfs | the first by name; the others are its [`siblings`] |
+///
+/// A partition label or id counts unless a device made of the partition is a copy of it. A path means the node of that name, whatever it holds.
+pub fn resolve(name: &DeviceName, devices: &[BlockDevice]) -> Match {
+    let named: Vec<&BlockDevice> = devices.iter().filter(|device| bears(device, name)).collect();
+    let mut left: Vec<&BlockDevice> = named.iter().copied().filter(|device| !is_copied(device, &named)).collect();
+    if let Some(conflicting) = left
+        .iter()
+        .find(|device| matches!(device.content, Content::Conflict(_)) && by_content(name))
+    {
+        return Match::Conflict((*conflicting).clone());
+    }
+    if let [first, rest @ ..] = left.as_slice()
+        && by_content(name)
+        && is_one_btrfs(first, rest)
+    {
+        left.truncate(1);
+    }
+    match left.as_slice() {
+        [] => Match::None,
+        [one] => Match::One((*one).clone()),
+        [..] => Match::Ambiguous(left.into_iter().cloned().collect()),
+    }
+}
+
+/// The other devices of the btrfs that is on `device`, for its `device=` mount options: without udev nobody else tells the kernel of them.
+pub fn siblings<'a>(device: &BlockDevice, devices: &'a [BlockDevice]) -> Vec<&'a BlockDevice> {
+    let of = |device: &BlockDevice| {
+        device
+            .content
+            .signature()
+            .filter(|signature| signature.kind == Kind::Btrfs)
+            .cloned()
+    };
+    let Some(own) = of(device) else { return Vec::new() };
+    devices
+        .iter()
+        .filter(|other| other.name != device.name && !other.partitioned)
+        .filter(|other| of(other).is_some_and(|signature| signature.uuid == own.uuid && signature.device_uuid != own.device_uuid))
+        .collect()
+}
+
+fn by_content(name: &DeviceName) -> bool {
+    match name {
+        DeviceName::Label(_) | DeviceName::Uuid(_) => true,
+        DeviceName::PartLabel(_) | DeviceName::PartUuid(_) | DeviceName::Path(_) => false,
+    }
+}
+
+fn bears(device: &BlockDevice, name: &DeviceName) -> bool {
+    let partition = device.partition.as_ref();
+    match name {
+        DeviceName::Label(label) => any_signature(device, |signature| signature.label.as_ref() == Some(label)),
+        DeviceName::Uuid(uuid) => any_signature(device, |signature| {
+            signature.uuid.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(uuid))
+        }),
+        DeviceName::PartLabel(label) => partition.is_some_and(|partition| partition.label.as_ref() == Some(label)),
+        DeviceName::PartUuid(uuid) => partition
+            .and_then(|partition| partition.uuid.as_ref())
+            .is_some_and(|own| own.eq_ignore_ascii_case(uuid)),
+        DeviceName::Path(path) => device.path == *path || is_mapped(device, path),
+    }
+}
+
+fn any_signature(device: &BlockDevice, wanted: impl Fn(&Signature) -> bool) -> bool {
+    match &device.content {
+        _ if device.partitioned => false,
+        Content::Known(signature) => !signature.kind.is_member() && wanted(signature),
+        Content::Conflict(signatures) => signatures.iter().any(wanted),
+        Content::Unknown | Content::Unreadable(_) => false,
+    }
+}
+
+/// Whether `path` is `/dev/mapper/<name>`, or the `/dev/<group>/<volume>` that LVM makes: its mapping is called `<group>-<volume>`, with each
+/// hyphen inside of the two doubled.
+fn is_mapped(device: &BlockDevice, path: &Path) -> bool {
+    let Some(mapping) = &device.mapping else { return false };
+    let Ok(rest) = path.strip_prefix("/dev") else { return false };
+    let parts: Vec<String> = rest.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    match parts.as_slice() {
+        [folder, name] if folder == "mapper" => *name == mapping.name,
+        [group, volume] => {
+            mapping.uuid.starts_with("LVM-") && mapping.name == format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
+        }
+        [..] => false,
+    }
+}
+
+/// Whether a device that is made of `device` carries the same signature: then `device` is a path to it or a copy, and the holder is meant.
+fn is_copied(device: &BlockDevice, named: &[&BlockDevice]) -> bool {
+    named.iter().any(|other| {
+        device.holders.contains(&other.name)
+            && device.content.signature().is_some()
+            && device.content.signature() == other.content.signature()
+    })
+}
+
+/// Whether all are devices of a single btrfs: one file system id, and as many device ids as devices. A copy made block by block has the
+/// same device id.
+fn is_one_btrfs(first: &BlockDevice, rest: &[&BlockDevice]) -> bool {
+    let signature = |device: &BlockDevice| {
+        device
+            .content
+            .signature()
+            .filter(|signature| signature.kind == Kind::Btrfs && signature.device_uuid.is_some())
+            .cloned()
+    };
+    let Some(own) = signature(first) else { return false };
+    let mut seen = vec![own.device_uuid.clone()];
+    rest.iter().all(|device| {
+        signature(device).is_some_and(|other| {
+            let new = other.uuid == own.uuid && !seen.contains(&other.device_uuid);
+            seen.push(other.device_uuid);
+            new
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::super::observe::{Mapping, Partition};
+    use super::*;
+
+    fn blank(name: &str) -> BlockDevice {
+        BlockDevice {
+            name: name.to_owned(),
+            path: Path::new("/dev").join(name),
+            number: (8, 0),
+            sequence: None,
+            size: 1 << 20,
+            read_only: false,
+            removable: false,
+            partition: None,
+            partitioned: false,
+            holders: Vec::new(),
+            mapping: None,
+            content: Content::Unknown,
+        }
+    }
+
+    fn signature(kind: Kind, label: &str, uuid: &str) -> Signature {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Signature {
+            kind,
+            label: some(label),
+            uuid: some(uuid),
+            device_uuid: None,
+        }
+    }
+
+    fn holding(name: &str, kind: Kind, label: &str, uuid: &str) -> BlockDevice {
+        BlockDevice {
+            content: Content::Known(signature(kind, label, uuid)),
+            ..blank(name)
+        }
+    }
+
+    fn btrfs(name: &str, device_uuid: &str) -> BlockDevice {
+        let signature = Signature {
+            device_uuid: Some(device_uuid.to_owned()),
+            ..signature(Kind::Btrfs, "pool", "f5")
+        };
+        BlockDevice {
+            content: Content::Known(signature),
+            ..blank(name)
+        }
+    }
+
+    fn partition(name: &str, label: &str, uuid: &str) -> BlockDevice {
+        let partition = Partition {
+            number: 1,
+            disk: "sda".into(),
+            label: Some(label.to_owned()),
+            uuid: Some(uuid.to_owned()),
+        };
+        BlockDevice {
+            partition: Some(partition),
+            ..blank(name)
+        }
+    }
+
+    /// The names of what was found, with a word for how.
+    fn found(name: &str, devices: &[BlockDevice]) -> String {
+        match resolve(&name.parse().unwrap(), devices) {
+            Match::None => "none".to_owned(),
+            Match::One(device) => device.name,
+            Match::Ambiguous(devices) => format!(
+                "ambiguous {}",
+                devices.iter().map(|device| device.name.clone()).collect::<Vec<_>>().join(" ")
+            ),
+            Match::Conflict(device) => format!("conflict {}", device.name),
+        }
+    }
+
+    #[test]
+    fn a_name_means_the_one_device_that_bears_it() {
+        let devices = [
+            holding("sda", Kind::Ext4, "cache", "1b3e-aa"),
+            holding("sdb", Kind::Vfat, "ESP", "26A3-91F0"),
+            holding("sdc", Kind::Luks, "", "99-luks"),
+            partition("sdd1", "disk-main-root", "8c3b-11"),
+        ];
+        for (name, device) in [
+            ("LABEL=cache", "sda"),
+            ("LABEL=CACHE", "none"),
+            ("LABEL=1b3e-aa", "none"),
+            ("UUID=1B3E-AA", "sda"),
+            ("UUID=26a3-91f0", "sdb"),
+            ("UUID=99-luks", "sdc"),
+            ("PARTLABEL=disk-main-root", "sdd1"),
+            ("PARTUUID=8C3B-11", "sdd1"),
+            ("/dev/disk/by-label/cache", "sda"),
+            ("/dev/sdd1", "sdd1"),
+            ("/dev/sde", "none"),
+        ] {
+            assert_eq!(found(name, &devices), device, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_two_bear_is_refused_and_both_are_named() {
+        let two = [
+            holding("sda", Kind::Ext4, "cache", "1"),
+            holding("sdb", Kind::Xfs, "cache", "2"),
+            holding("sdc", Kind::Xfs, "other", "3"),
+        ];
+        assert_eq!(found("LABEL=cache", &two), "ambiguous sda sdb");
+        assert_eq!(found("UUID=2", &two), "sdb");
+        assert_eq!(
+            found("PARTLABEL=x", &[partition("sda1", "x", "1"), partition("sdb1", "x", "2")]),
+            "ambiguous sda1 sdb1"
+        );
+    }
+
+    #[test]
+    fn a_member_is_never_taken_for_what_is_made_of_it() {
+        let member = BlockDevice {
+            holders: vec!["md0".into()],
+            ..holding("sda1", Kind::MdMember, "cache", "1")
+        };
+        let array = holding("md0", Kind::Ext4, "cache", "2");
+        assert_eq!(found("LABEL=cache", &[member.clone(), array]), "md0");
+        assert_eq!(found("LABEL=cache", std::slice::from_ref(&member)), "none");
+        assert_eq!(found("UUID=1", &[member]), "none");
+    }
+
+    #[test]
+    fn a_device_whose_holder_carries_the_same_signature_is_shadowed() {
+        let mut path = BlockDevice {
+            holders: vec!["dm-0".into()],
+            ..holding("sda", Kind::Ext4, "cache", "1")
+        };
+        let multipath = holding("dm-0", Kind::Ext4, "cache", "1");
+        assert_eq!(found("LABEL=cache", &[path.clone(), multipath.clone()]), "dm-0");
+        path.holders.clear();
+        assert_eq!(found("LABEL=cache", &[path, multipath]), "ambiguous sda dm-0");
+    }
+
+    #[test]
+    fn a_disk_with_partitions_gives_way_to_them() {
+        let disk = BlockDevice {
+            partitioned: true,
+            ..holding("sda", Kind::Iso9660, "LIVE", "")
+        };
+        assert_eq!(
+            found("LABEL=LIVE", &[disk.clone(), holding("sda1", Kind::Iso9660, "LIVE", "")]),
+            "sda1"
+        );
+        assert_eq!(found("LABEL=LIVE", std::slice::from_ref(&disk)), "none");
+        assert_eq!(found("/dev/sda", &[disk]), "sda");
+    }
+
+    #[test]
+    fn conflicting_signatures_are_refused_by_label_and_left_alone_by_path() {
+        let content = Content::Conflict(vec![signature(Kind::Ext4, "cache", "1"), signature(Kind::Btrfs, "old", "2")]);
+        let devices = [BlockDevice { content, ..blank("sda") }];
+        assert_eq!(found("LABEL=cache", &devices), "conflict sda");
+        assert_eq!(found("LABEL=else", &devices), "none");
+        assert_eq!(found("/dev/sda", &devices), "sda");
+    }
+
+    #[test]
+    fn the_devices_of_one_btrfs_are_one_file_system_but_a_copy_of_one_is_not() {
+        let devices = [btrfs("sda", "d1"), btrfs("sdb", "d2"), holding("sdc", Kind::Btrfs, "other", "f6")];
+        assert_eq!(found("LABEL=pool", &devices), "sda");
+        assert_eq!(found("UUID=f5", &devices), "sda");
+        assert_eq!(
+            siblings(&devices[0], &devices)
+                .iter()
+                .map(|device| device.name.as_str())
+                .collect::<Vec<_>>(),
+            ["sdb"]
+        );
+        assert_eq!(found("LABEL=pool", &[btrfs("sda", "d1"), btrfs("sdb", "d1")]), "ambiguous sda sdb");
+        assert_eq!(
+            found("LABEL=pool", &[btrfs("sda", "d1"), holding("sdb", Kind::Ext4, "pool", "f5")]),
+            "ambiguous sda sdb"
+        );
+    }
+
+    #[test]
+    fn mappings_are_found_by_the_paths_that_lvm_and_the_device_mapper_make() {
+        let mapping = |uuid: &str| {
+            Some(Mapping {
+                name: "my--vg-root".into(),
+                uuid: uuid.into(),
+            })
+        };
+        let volume = BlockDevice {
+            mapping: mapping("LVM-x"),
+            ..blank("dm-0")
+        };
+        for (path, device) in [
+            ("/dev/mapper/my--vg-root", "dm-0"),
+            ("/dev/my-vg/root", "dm-0"),
+            ("/dev/my--vg/root", "none"),
+            ("/dev/dm-0", "dm-0"),
+            ("/dev/my-vg", "none"),
+        ] {
+            assert_eq!(found(path, std::slice::from_ref(&volume)), device, "{path}");
+        }
+        let crypt = BlockDevice {
+            mapping: mapping("CRYPT-LUKS2-x"),
+            ..blank("dm-0")
+        };
+        assert_eq!(found("/dev/my-vg/root", &[crypt]), "none");
+    }
+}

@@ -1,0 +1,202 @@
+//! When nothing boots: say why on every console, wait a bounded time, then reboot, power off or offer a shell with a timer.
+//!
+//! Nobody is there: nothing in here waits for a key without a limit, and PID 1 never ends.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{Mode, OFlags};
+use rustix::system::RebootCommand;
+
+use crate::console::announce;
+use crate::report::Failure;
+use crate::settings::{FailureAction, OnFailure};
+
+/// Shells that an initrd may hold, the friendliest first.
+const SHELLS: &[&str] = &["/bin/bash", "/bin/sh", "/bin/ash", "/bin/busybox"];
+/// Between two lines of a countdown.
+const COUNTDOWN: Duration = Duration::from_secs(10);
+/// Between two looks at a shell that was started.
+const SHELL_LOOK: Duration = Duration::from_millis(500);
+
+/// The pause before the `failures`-th reaction (from 0): it doubles, up to a limit.
+pub fn back_off(settings: &OnFailure, failures: u32) -> Duration {
+    settings
+        .delay
+        .saturating_mul(2u32.saturating_pow(failures.min(20)))
+        .min(settings.max_delay.max(settings.delay))
+}
+
+/// What a person in front of the console sees.
+pub fn screen(failure: &Failure, next: &str) -> String {
+    format!(
+        "\n*** freshroot: THE BOOT FAILED ***\n  what:   {}\n  remedy: {}\n  next:   {next}\n\n",
+        failure.what, failure.remedy
+    )
+}
+
+/// Words for what comes next.
+pub fn next_words(settings: &OnFailure, pause: Duration) -> String {
+    let seconds = pause.as_secs();
+    match settings.action {
+        FailureAction::Reboot => format!("reboot in {seconds} s (onFailure.action = reboot)"),
+        FailureAction::Poweroff => format!("power off in {seconds} s (onFailure.action = poweroff)"),
+        FailureAction::Shell => {
+            format!(
+                "a shell, for {} s without a key, then a reboot (onFailure.action = shell)",
+                settings.shell_timeout.as_secs()
+            )
+        }
+    }
+}
+
+/// Carries the policy out. Returns only if the kernel refuses to reboot or to power off.
+pub fn act(root: &Path, settings: &OnFailure, pause: Duration) -> anyhow::Error {
+    match settings.action {
+        FailureAction::Reboot => {
+            count_down(root, pause, "reboot");
+            end(RebootCommand::Restart)
+        }
+        FailureAction::Poweroff => {
+            count_down(root, pause, "power off");
+            end(RebootCommand::PowerOff)
+        }
+        FailureAction::Shell => {
+            if let Err(error) = shell(root, settings.shell_timeout) {
+                log::error!("no shell: {error:#}");
+                count_down(root, pause, "reboot");
+            }
+            end(RebootCommand::Restart)
+        }
+    }
+}
+
+/// Makes everything last, then asks the kernel.
+fn end(command: RebootCommand) -> anyhow::Error {
+    rustix::fs::sync();
+    match rustix::system::reboot(command) {
+        Ok(()) => anyhow::anyhow!("the kernel neither rebooted nor powered off"),
+        Err(error) => anyhow::Error::new(error).context("asking the kernel to reboot or to power off"),
+    }
+}
+
+fn count_down(root: &Path, pause: Duration, what: &str) {
+    let until = Instant::now() + pause;
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        announce(root, &format!("freshroot: {what} in {} s\n", left.as_secs_f64().ceil()));
+        let step = Instant::now() + left.min(COUNTDOWN);
+        while let Some(rest) = step.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
+            std::thread::park_timeout(rest);
+        }
+    }
+}
+
+/// A shell on the last console, which is `/dev/console`; ended after `limit` without a key.
+fn shell(root: &Path, limit: Duration) -> Result<()> {
+    let program = SHELLS
+        .iter()
+        .map(|shell| root.join(shell.trim_start_matches('/')))
+        .find(|path| path.exists());
+    let Some(program) = program else {
+        bail!("the initrd holds none of {}", SHELLS.join(", "));
+    };
+    let console = crate::console::consoles(root).pop().context("there is no console")?;
+    let own = std::env::current_exe().context("finding this program")?;
+    let mut child = Command::new(own)
+        .arg("tty-exec")
+        .arg(&console)
+        .arg(&program)
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))?;
+    let outcome = watch(&mut child, &console, limit);
+    if outcome.is_err() || child.try_wait().is_ok_and(|status| status.is_none()) {
+        child.kill().and_then(|()| child.wait().map(|_| ())).context("ending the shell")?;
+    }
+    outcome
+}
+
+/// Waits until the shell ends, or its terminal was not read from for `limit`: the kernel notes each read in the device's access time, eight seconds
+/// coarse (drivers/tty/tty_io.c, `tty_update_time`).
+fn watch(child: &mut Child, console: &Path, limit: Duration) -> Result<()> {
+    let touched = || fs::metadata(console).map(|metadata| metadata.atime()).unwrap_or_default();
+    let (mut last, mut since) = (touched(), Instant::now());
+    while child.try_wait().context("waiting for the shell")?.is_none() {
+        let now = touched();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        if since.elapsed() >= limit {
+            log::warn!("nobody used the shell for {} s", limit.as_secs());
+            return Ok(());
+        }
+        std::thread::park_timeout(SHELL_LOOK);
+    }
+    Ok(())
+}
+
+/// Becomes `program` on the terminal `tty`, as leader of a session that owns it. The body of the hidden command `tty-exec`.
+///
+/// # Errors
+/// If the terminal or the program refuses; on success it does not return.
+pub fn tty_exec(tty: &Path, program: &Path) -> Result<std::convert::Infallible> {
+    rustix::process::setsid().context("beginning a session")?;
+    let terminal = rustix::fs::open(tty, OFlags::RDWR, Mode::empty()).with_context(|| format!("opening {}", tty.display()))?;
+    rustix::process::ioctl_tiocsctty(&terminal).with_context(|| format!("owning {}", tty.display()))?;
+    rustix::stdio::dup2_stdin(&terminal)?;
+    rustix::stdio::dup2_stdout(&terminal)?;
+    rustix::stdio::dup2_stderr(&terminal)?;
+    let name: PathBuf = program.file_name().map(PathBuf::from).unwrap_or_default();
+    let mut command = Command::new(program);
+    // busybox is told by its first argument which of its programs it is.
+    if name.as_os_str() == "busybox" {
+        command.arg("sh");
+    }
+    Err(
+        anyhow::Error::new(command.arg0(if name.as_os_str() == "busybox" { "busybox" } else { "-sh" }).exec())
+            .context(format!("starting {}", program.display())),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(action: FailureAction) -> OnFailure {
+        OnFailure {
+            action,
+            delay: Duration::from_secs(30),
+            max_delay: Duration::from_secs(600),
+            shell_timeout: Duration::from_secs(600),
+            retries: 0,
+        }
+    }
+
+    #[test]
+    fn the_pause_doubles_up_to_its_limit() {
+        let settings = settings(FailureAction::Reboot);
+        let pauses: Vec<u64> = (0..7).map(|failures| back_off(&settings, failures).as_secs()).collect();
+        assert_eq!(pauses, [30, 60, 120, 240, 480, 600, 600]);
+        assert_eq!(back_off(&settings, u32::MAX).as_secs(), 600);
+    }
+
+    #[test]
+    fn the_screen_says_what_and_what_to_do_and_what_comes() {
+        let failure = Failure::new("no answer", "start the server");
+        for (action, word) in [
+            (FailureAction::Reboot, "reboot in 30 s"),
+            (FailureAction::Poweroff, "power off in 30 s"),
+            (FailureAction::Shell, "a shell, for 600 s"),
+        ] {
+            let settings = settings(action);
+            let text = screen(&failure, &next_words(&settings, back_off(&settings, 0)));
+            for part in ["no answer", "start the server", word] {
+                assert!(text.contains(part), "{text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What happens to a chunk after it came from the network: verified and written by one thread, made last by a second, followed by a third that
+//! takes the digest of the whole. Memory is bounded by the buffers that go round.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use anyhow::{Context as _, Result};
+
+use crate::cache::part::Part;
+use crate::digest::Digest;
+use crate::formats::answer::looks_like_html;
+use crate::formats::chunk_index::ChunkIndex;
+use crate::verify::Follower;
+
+/// Buffers that go round: one is filled, one is verified, one waits. With chunks of 4 MiB, the largest, they take 12 MiB.
+const BUFFERS: usize = 3;
+
+/// What became of a chunk.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Its number.
+    pub number: usize,
+    /// Whether it is verified and written; if not, why not.
+    pub outcome: Outcome,
+}
+
+/// What became of a chunk.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Verified and written.
+    Written,
+    /// Not what the index says; whether it looks like a page of HTML.
+    Bad {
+        /// A captive portal or an error page, by its looks.
+        html: bool,
+    },
+    /// The disk refused it: nothing more can be written.
+    Disk(anyhow::Error),
+}
+
+/// The pipeline's entrance.
+pub struct Pipeline<'scope> {
+    chunks: SyncSender<(usize, Vec<u8>)>,
+    verdicts: Receiver<(Verdict, Vec<u8>)>,
+    buffers: Vec<Vec<u8>>,
+    follower: &'scope Follower,
+    recorder: ScopedJoinHandle<'scope, Result<()>>,
+    digest: ScopedJoinHandle<'scope, std::io::Result<Option<Digest>>>,
+}
+
+impl<'scope> Pipeline<'scope> {
+    /// Starts the threads in `scope`.
+    pub fn start<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        part: &'scope Part,
+        index: &'scope ChunkIndex,
+        follower: &'scope Follower,
+    ) -> Self {
+        let (chunks, incoming) = sync_channel::<(usize, Vec<u8>)>(BUFFERS);
+        let (told, verdicts) = channel();
+        let (written, to_record) = channel();
+        scope.spawn(move || write_chunks(part, index, follower, &incoming, &told, &written));
+        let recorder = scope.spawn(move || record(part, &to_record));
+        let digest = scope.spawn(move || follower.follow(part.file(), index.image_size()));
+        Self {
+            chunks,
+            verdicts,
+            buffers: vec![Vec::new(); BUFFERS],
+            follower,
+            recorder,
+            digest,
+        }
+    }
+
+    /// A buffer to be filled, and the verdicts that came meanwhile. Waits if all buffers are under way.
+    ///
+    /// # Errors
+    /// If the writer is gone, which it never should be.
+    pub fn buffer(&mut self, verdicts: &mut Vec<Verdict>) -> Result<Vec<u8>> {
+        while self.buffers.is_empty() {
+            let (verdict, buffer) = self.verdicts.recv().context("the thread that writes chunks is gone")?;
+            verdicts.push(verdict);
+            self.buffers.push(buffer);
+        }
+        while let Ok((verdict, buffer)) = self.verdicts.try_recv() {
+            verdicts.push(verdict);
+            self.buffers.push(buffer);
+        }
+        self.buffers.pop().context("no buffer is left")
+    }
+
+    /// Hands a chunk over.
+    ///
+    /// # Errors
+    /// If the writer is gone, which it never should be.
+    pub fn push(&mut self, number: usize, bytes: Vec<u8>) -> Result<()> {
+        self.chunks
+            .send((number, bytes))
+            .ok()
+            .context("the thread that writes chunks is gone")
+    }
+
+    /// Gives a buffer back that was not used after all.
+    pub fn give_back(&mut self, buffer: Vec<u8>) {
+        self.buffers.push(buffer);
+    }
+
+    /// Waits until every chunk that was handed over has its verdict.
+    ///
+    /// # Errors
+    /// If the writer is gone, which it never should be.
+    pub fn settle(&mut self, verdicts: &mut Vec<Verdict>) -> Result<()> {
+        while self.buffers.len() < BUFFERS {
+            let (verdict, buffer) = self.verdicts.recv().context("the thread that writes chunks is gone")?;
+            verdicts.push(verdict);
+            self.buffers.push(buffer);
+        }
+        Ok(())
+    }
+
+    /// Ends the threads. The digest of the whole image, if `complete`.
+    ///
+    /// # Errors
+    /// If the disk refused to make it last, or could not be read back.
+    pub fn finish(self, complete: bool) -> Result<Option<Digest>> {
+        drop(self.chunks);
+        if !complete {
+            self.follower.give_up();
+        }
+        self.recorder
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread that records chunks died"))??;
+        let digest = self
+            .digest
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread that follows the image died"))?;
+        digest.context("reading the image back")
+    }
+}
+
+fn write_chunks(
+    part: &Part,
+    index: &ChunkIndex,
+    follower: &Follower,
+    chunks: &Receiver<(usize, Vec<u8>)>,
+    told: &Sender<(Verdict, Vec<u8>)>,
+    written: &Sender<u32>,
+) {
+    let mut present = part.present().to_vec();
+    advance(follower, index, &present);
+    for (number, bytes) in chunks {
+        let outcome = match index.chunks().get(number) {
+            Some(chunk) if bytes.len() == chunk.length as usize && Digest::of(&bytes) == chunk.digest => {
+                match part.write(chunk.offset, &bytes) {
+                    Ok(()) => Outcome::Written,
+                    Err(error) => Outcome::Disk(error),
+                }
+            }
+            Some(_) | None => Outcome::Bad {
+                html: looks_like_html(&bytes),
+            },
+        };
+        if matches!(outcome, Outcome::Written) {
+            present[number] = true;
+            advance(follower, index, &present);
+            if written.send(number as u32).is_err() {
+                // The recorder ended because the disk refused it; its error is told when it is joined.
+                log::debug!("chunk {number} is written and not recorded");
+            }
+        }
+        if told.send((Verdict { number, outcome }, bytes)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Moves the follower to the end of the chunks that are there from the first on.
+fn advance(follower: &Follower, index: &ChunkIndex, present: &[bool]) {
+    let count = present.iter().position(|present| !present).unwrap_or(present.len());
+    if let Some(last) = count.checked_sub(1).and_then(|number| index.chunks().get(number)) {
+        follower.advance(last.offset + u64::from(last.length));
+    }
+}
+
+/// Makes chunks last as they come: all that were written while the disk was busy go together with the next.
+fn record(part: &Part, written: &Receiver<u32>) -> Result<()> {
+    while let Ok(first) = written.recv() {
+        let numbers: Vec<u32> = std::iter::once(first).chain(written.try_iter()).collect();
+        part.record(&numbers)?;
+    }
+    Ok(())
+}

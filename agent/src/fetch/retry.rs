@@ -1,0 +1,200 @@
+//! Trying again: which mirror is next, after which pause, and when it is enough. Pure but for the clock that it is given.
+
+use std::time::{Duration, Instant};
+
+use crate::http::HttpError;
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What is remembered of a mirror within one fetch.
+#[derive(Debug, Clone, Default)]
+struct Mirror {
+    last: Option<HttpError>,
+    excluded: bool,
+    without_ranges: bool,
+    sent_bad_chunk: bool,
+}
+
+/// Mirrors in order, with what went wrong at each.
+#[derive(Debug)]
+pub struct Mirrors {
+    mirrors: Vec<Mirror>,
+    current: usize,
+    /// Failures since the last progress, all mirrors together.
+    failures: u32,
+}
+
+/// What to do after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Try the mirror that is current now, after this pause.
+    Pause(Duration),
+    /// No mirror can help.
+    Enough,
+}
+
+impl Mirrors {
+    /// `count` mirrors, nothing tried.
+    pub fn new(count: usize) -> Self {
+        Self {
+            mirrors: vec![Mirror::default(); count],
+            current: 0,
+            failures: 0,
+        }
+    }
+
+    /// The number of the mirror to be tried; none if there is none.
+    pub fn current(&self) -> Option<usize> {
+        self.mirrors
+            .get(self.current)
+            .filter(|mirror| !mirror.excluded)
+            .map(|_| self.current)
+    }
+
+    /// Whether ranges are asked of the current mirror.
+    pub fn ranges(&self) -> bool {
+        self.mirrors.get(self.current).is_some_and(|mirror| !mirror.without_ranges)
+    }
+
+    /// The current mirror answers ranges wrongly: whole files are asked of it from now on. False if that was known already.
+    pub fn stop_ranges(&mut self) -> bool {
+        self.mirrors
+            .get_mut(self.current)
+            .is_some_and(|mirror| !std::mem::replace(&mut mirror.without_ranges, true))
+    }
+
+    /// The current mirror sent a bad chunk. True for the first time.
+    pub fn bad_chunk(&mut self) -> bool {
+        self.mirrors
+            .get_mut(self.current)
+            .is_some_and(|mirror| !std::mem::replace(&mut mirror.sent_bad_chunk, true))
+    }
+
+    /// Something useful came.
+    pub fn progressed(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The current mirror failed. The next one is current now. `jitter` is a random number.
+    pub fn failed(&mut self, error: HttpError, jitter: u64) -> After {
+        let wanted = match &error {
+            HttpError::Retryable(_, after) => *after,
+            HttpError::Fatal(_) | HttpError::NotFound(_) => None,
+        };
+        let excluded = matches!(error, HttpError::Fatal(_) | HttpError::NotFound(_));
+        if let Some(mirror) = self.mirrors.get_mut(self.current) {
+            mirror.last = Some(error);
+            mirror.excluded = excluded;
+        }
+        let count = self.mirrors.len();
+        let Some(next) = (1..=count)
+            .map(|step| (self.current + step) % count)
+            .find(|number| !self.mirrors[*number].excluded)
+        else {
+            return After::Enough;
+        };
+        let alone = next == self.current;
+        let tried = self.mirrors[next].last.is_some();
+        self.current = next;
+        self.failures += 1;
+        if !tried && !alone {
+            // A mirror that nobody has tried yet is not kept waiting.
+            return After::Pause(Duration::ZERO);
+        }
+        let round = (self.failures.saturating_sub(1) / count.max(1) as u32).min(5);
+        let pause = (FIRST_PAUSE * 2u32.pow(round)).min(LONGEST_PAUSE);
+        // Half of it is random, so that a rack of machines that lost power together does not come back as one.
+        let jittered = pause / 2 + Duration::from_millis(jitter % (pause.as_millis() as u64 / 2 + 1));
+        After::Pause(jittered.max(wanted.unwrap_or(Duration::ZERO)))
+    }
+
+    /// What went wrong, mirror by mirror.
+    pub fn failures(&self) -> String {
+        let told: Vec<String> = self
+            .mirrors
+            .iter()
+            .filter_map(|mirror| mirror.last.as_ref())
+            .map(ToString::to_string)
+            .collect();
+        if told.is_empty() {
+            "no url is configured".to_owned()
+        } else {
+            told.join("; ")
+        }
+    }
+}
+
+/// Pauses, not beyond the deadline. False if the deadline comes first: then there is no pause.
+pub fn pause(length: Duration, deadline: Option<Instant>) -> bool {
+    let until = Instant::now() + length;
+    if deadline.is_some_and(|deadline| until >= deadline) {
+        return false;
+    }
+    // A parked thread may wake early.
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
+    true
+}
+
+/// A random number, or one from the clock where there is no randomness yet.
+pub fn jitter() -> u64 {
+    let mut bytes = [0; 8];
+    match rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::NONBLOCK) {
+        Ok(8) => u64::from_le_bytes(bytes),
+        Ok(_) | Err(_) => std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |time| u64::from(time.subsec_nanos())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retryable() -> HttpError {
+        HttpError::Retryable("cut".to_owned(), None)
+    }
+
+    #[test]
+    fn the_next_mirror_is_tried_at_once_and_a_second_round_waits() {
+        let mut mirrors = Mirrors::new(2);
+        assert_eq!(mirrors.failed(retryable(), 0), After::Pause(Duration::ZERO));
+        assert_eq!(mirrors.current(), Some(1));
+        assert!(matches!(mirrors.failed(retryable(), 0), After::Pause(pause) if pause >= Duration::from_millis(500)));
+        assert_eq!(mirrors.current(), Some(0));
+    }
+
+    #[test]
+    fn a_mirror_that_cannot_help_is_not_asked_again() {
+        let mut mirrors = Mirrors::new(2);
+        mirrors.failed(HttpError::NotFound("404".to_owned()), 0);
+        assert_eq!(mirrors.current(), Some(1));
+        mirrors.failed(retryable(), 0);
+        assert_eq!(mirrors.current(), Some(1));
+        assert_eq!(mirrors.failed(HttpError::Fatal("403".to_owned()), 0), After::Enough);
+        assert_eq!(mirrors.failures(), "404; 403");
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_limit_and_progress_ends_them() {
+        let mut mirrors = Mirrors::new(1);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            if let After::Pause(pause) = mirrors.failed(retryable(), u64::MAX) {
+                pauses.push(pause.as_millis());
+            }
+        }
+        assert!(pauses[0] <= 1000 && pauses[7] <= 30_000 && pauses[7] >= 15_000, "{pauses:?}");
+        mirrors.progressed();
+        assert!(matches!(mirrors.failed(retryable(), 0), After::Pause(pause) if pause <= Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn the_time_that_a_server_names_is_respected() {
+        let mut mirrors = Mirrors::new(1);
+        let busy = HttpError::Retryable("503".to_owned(), Some(Duration::from_secs(99)));
+        assert_eq!(mirrors.failed(busy, 0), After::Pause(Duration::from_secs(99)));
+    }
+}

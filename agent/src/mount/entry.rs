@@ -1,0 +1,529 @@
+//! Entries of a system's `fileSystems`, as they come, and as they are understood.
+//!
+//! [`FileSystemEntry`] has the shape of NixOS's `fileSystems.<mountPoint>`, flattened to JSON by the module; [`MountEntry`] is the same after it was
+//! validated: its type is one that we mount, its options are split, its paths are clean, its place is not one of ours.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::mount::options::{self, Bind, MountOptions};
+
+/// One entry of `fileSystems`, in JSON. Unknown fields are refused: a word that is not understood could be the one that matters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FileSystemEntry {
+    /// Where it is mounted in the system, absolute.
+    pub mount_point: String,
+    /// The device by path or by name (`LABEL=`, `UUID=`, `/dev/disk/by-…`), the source folder of a bind, or nothing for tmpfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The file system's type; `auto` takes what the device's probe finds.
+    #[serde(default = "auto")]
+    pub fs_type: String,
+    /// The options of an fstab line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+    /// Paths that must be mounted first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends: Vec<String>,
+    /// How much the boot needs it; without it, `optional` with the option `nofail` and `required` else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub need: Option<Need>,
+    /// How long its device is waited for, in seconds; it wins over `x-systemd.device-timeout=`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
+    /// With which mode and owner the source of a bind is made where it does not exist yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create: Option<Create>,
+}
+
+fn auto() -> String {
+    "auto".to_owned()
+}
+
+/// How much the boot needs an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Need {
+    /// Without it the boot fails.
+    #[default]
+    Required,
+    /// Without it the boot goes on, and is reported as degraded.
+    Degraded,
+    /// Without it the boot goes on.
+    Optional,
+}
+
+/// Mode and owner of a bind's source that has to be made. Numbers only: in stage 1 there are no user names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Create {
+    /// Octal digits, `0755` without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// User id.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group id.
+    #[serde(default)]
+    pub gid: u32,
+}
+
+/// Mode and owner, validated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// Mode bits.
+    pub mode: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl Ownership {
+    /// 0755, root: what a folder has that nobody said anything about.
+    pub const ROOT: Self = Self {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    };
+}
+
+/// What kind of mount an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountKind {
+    /// A file system on a block device.
+    Device(DeviceFs),
+    /// A tmpfs of its own.
+    Tmpfs,
+    /// Another folder or file of the system.
+    Bind {
+        /// The source inside the system, absolute and clean.
+        source: PathBuf,
+        /// With the mounts below it.
+        recursive: bool,
+    },
+}
+
+/// File systems on block devices that stage 1 mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceFs {
+    /// What the device's probe finds.
+    Auto,
+    /// ext2
+    Ext2,
+    /// ext3
+    Ext3,
+    /// ext4
+    Ext4,
+    /// XFS
+    Xfs,
+    /// btrfs
+    Btrfs,
+    /// FAT with long names
+    Vfat,
+}
+
+impl DeviceFs {
+    /// The type of that name, or nothing where stage 1 does not mount it.
+    pub fn of(name: &str) -> Option<Self> {
+        Some(match name {
+            "auto" => Self::Auto,
+            "ext2" => Self::Ext2,
+            "ext3" => Self::Ext3,
+            "ext4" => Self::Ext4,
+            "xfs" => Self::Xfs,
+            "btrfs" => Self::Btrfs,
+            "vfat" => Self::Vfat,
+            _ => return None,
+        })
+    }
+
+    /// The kernel's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ext2 => "ext2",
+            Self::Ext3 => "ext3",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+            Self::Vfat => "vfat",
+        }
+    }
+}
+
+/// A validated entry. Only [`MountEntry::validate`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    mount_point: PathBuf,
+    device: Option<String>,
+    kind: MountKind,
+    options: MountOptions,
+    depends: Vec<PathBuf>,
+    need: Need,
+    timeout: Option<Duration>,
+    create: Ownership,
+}
+
+/// Why an entry cannot be mounted, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedEntry {
+    /// The mount point as it was written.
+    pub mount_point: String,
+    /// Why, and the remedy.
+    pub reason: String,
+}
+
+impl fmt::Display for RefusedEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file system entry «{}»: {}", self.mount_point, self.reason)
+    }
+}
+
+impl std::error::Error for RefusedEntry {}
+
+impl MountEntry {
+    /// Validates an entry.
+    pub fn validate(entry: &FileSystemEntry) -> Result<Self, RefusedEntry> {
+        let refuse = |reason: String| RefusedEntry {
+            mount_point: entry.mount_point.chars().take(200).collect(),
+            reason,
+        };
+        let mount_point = clean_path(&entry.mount_point).map_err(|why| refuse(format!("the mount point {why}")))?;
+        if let Some(remedy) = owned_by_the_agent(&mount_point) {
+            return Err(refuse(remedy.to_owned()));
+        }
+        let options = options::split(&entry.options).map_err(|err| refuse(err.to_string()))?;
+        if options.noauto {
+            return Err(refuse(
+                "it has the option «noauto», and stage 1 mounts nothing on demand; remove the option or the entry".to_owned(),
+            ));
+        }
+        let kind = kind_of(entry, &options).map_err(refuse)?;
+        let mut depends = Vec::new();
+        for path in &entry.depends {
+            depends.push(clean_path(path).map_err(|why| refuse(format!("the path «{path}» in «depends» {why}")))?);
+        }
+        let need = match (entry.need, options.nofail) {
+            (Some(need), _) => need,
+            (None, true) => Need::Optional,
+            (None, false) => Need::Required,
+        };
+        let timeout = match entry.timeout {
+            Some(0) => {
+                return Err(refuse(
+                    "a timeout of 0 seconds finds no device; leave it out, or give a limit".to_owned(),
+                ));
+            }
+            Some(seconds) => Some(Duration::from_secs(u64::from(seconds))),
+            None => options.device_timeout,
+        };
+        let create = ownership(entry.create.as_ref()).map_err(refuse)?;
+        Ok(Self {
+            mount_point,
+            device: entry.device.clone(),
+            kind,
+            options,
+            depends,
+            need,
+            timeout,
+            create,
+        })
+    }
+
+    /// Where it is mounted in the system: absolute, without `.` and `..`.
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// The device as it was written.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
+    /// What kind of mount it is.
+    pub const fn kind(&self) -> &MountKind {
+        &self.kind
+    }
+
+    /// Its options.
+    pub const fn options(&self) -> &MountOptions {
+        &self.options
+    }
+
+    /// Paths that must be mounted first.
+    pub fn depends(&self) -> &[PathBuf] {
+        &self.depends
+    }
+
+    /// How much the boot needs it.
+    pub const fn need(&self) -> Need {
+        self.need
+    }
+
+    /// How long its device is waited for, where the entry says so.
+    pub const fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// Mode and owner of a bind's source that has to be made.
+    pub const fn create(&self) -> Ownership {
+        self.create
+    }
+
+    /// The source folder of a bind.
+    pub fn bind_source(&self) -> Option<&Path> {
+        match &self.kind {
+            MountKind::Bind { source, .. } => Some(source),
+            MountKind::Device(_) | MountKind::Tmpfs => None,
+        }
+    }
+}
+
+impl fmt::Display for MountEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = self.device.as_deref().unwrap_or("none");
+        match &self.kind {
+            MountKind::Device(fs) => write!(f, "{} ({} on {device})", self.mount_point.display(), fs.name()),
+            MountKind::Tmpfs => write!(f, "{} (tmpfs)", self.mount_point.display()),
+            MountKind::Bind { source, .. } => write!(f, "{} (bind of {})", self.mount_point.display(), source.display()),
+        }
+    }
+}
+
+fn kind_of(entry: &FileSystemEntry, options: &MountOptions) -> Result<MountKind, String> {
+    let fs_type = entry.fs_type.as_str();
+    if let Some(bind) = options.bind {
+        if !matches!(fs_type, "none" | "auto" | "bind") {
+            return Err(format!(
+                "it has the option «bind» and the type «{fs_type}»; a bind has the type «none»"
+            ));
+        }
+        let Some(source) = &entry.device else {
+            return Err("a bind needs its source folder as «device»".to_owned());
+        };
+        return Ok(MountKind::Bind {
+            source: clean_path(source).map_err(|why| format!("the source «{source}» of the bind {why}"))?,
+            recursive: match bind {
+                Bind::Single => false,
+                Bind::Recursive => true,
+            },
+        });
+    }
+    if fs_type == "tmpfs" {
+        return Ok(MountKind::Tmpfs);
+    }
+    if let Some(fs) = DeviceFs::of(fs_type) {
+        return match &entry.device {
+            Some(device) if !device.is_empty() => Ok(MountKind::Device(fs)),
+            Some(_) | None => Err(format!("type «{fs_type}» needs a device")),
+        };
+    }
+    Err(match fs_type {
+        "none" | "bind" => format!("type «{fs_type}» is for binds; add the option «bind», or give the type of the device"),
+        "nfs" | "nfs4" | "cifs" | "smb3" | "9p" | "virtiofs" | "fuse.sshfs" | "ceph" => format!(
+            "type «{fs_type}» is not mounted by the agent; use systemd stage 1 (it has the helpers), or set neededForBoot = false so that stage 2 mounts it"
+        ),
+        _ => format!(
+            "type «{fs_type}» is not mounted by the agent (it knows ext2, ext3, ext4, xfs, btrfs, vfat, tmpfs and binds); use systemd stage 1, or set neededForBoot = false so that stage 2 mounts it"
+        ),
+    })
+}
+
+fn ownership(create: Option<&Create>) -> Result<Ownership, String> {
+    let Some(create) = create else {
+        return Ok(Ownership::ROOT);
+    };
+    let mode = match &create.mode {
+        None => Ownership::ROOT.mode,
+        Some(text) => options::parse_mode(text).ok_or_else(|| format!("the mode «{text}» is not written in octal digits, as «0750»"))?,
+    };
+    Ok(Ownership {
+        mode,
+        uid: create.uid,
+        gid: create.gid,
+    })
+}
+
+/// An absolute path without `//`, `.` and a slash at the end; `..` is refused, since it depends on what is mounted.
+pub fn clean_path(text: &str) -> Result<PathBuf, &'static str> {
+    if !text.starts_with('/') {
+        return Err("is not absolute; write it from the root of the system");
+    }
+    if text.contains('\0') || text.len() > 4000 {
+        return Err("is not a path");
+    }
+    let mut path = PathBuf::from("/");
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err("contains «..»; write it without"),
+            part => path.push(part),
+        }
+    }
+    Ok(path)
+}
+
+/// What to do about an entry for a place that the agent itself mounts, or nothing where the place is free.
+fn owned_by_the_agent(mount_point: &Path) -> Option<&'static str> {
+    const STORE: &str = "the agent mounts the Nix store itself (image, writable layer, overlay); remove the entry, and configure the writable layer in freshroot's settings";
+    const API: &str = "the agent and systemd mount this kernel file system; remove the entry";
+    for (place, remedy) in [
+        ("/nix/store", STORE),
+        ("/nix/.ro-store", STORE),
+        ("/nix/.rw-store", STORE),
+        ("/nix/.freshroot", STORE),
+        ("/proc", API),
+        ("/sys", API),
+        ("/dev", API),
+        (
+            "/run/freshroot",
+            "the agent keeps its report and its cache here; choose another mount point",
+        ),
+    ] {
+        if mount_point.starts_with(place) {
+            return Some(remedy);
+        }
+    }
+    match mount_point.to_str() {
+        Some("/") => Some("the agent makes / as a tmpfs; remove the entry, and set its size in freshroot's settings"),
+        Some("/nix") => {
+            Some("it would hide the store that the agent mounts below; mount what is to be kept at a folder such as /nix/persist")
+        }
+        Some("/run") => Some(API),
+        Some(_) | None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn parsed(json: &str) -> FileSystemEntry {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn valid(json: &str) -> MountEntry {
+        MountEntry::validate(&parsed(json)).unwrap()
+    }
+
+    #[test]
+    fn an_entry_has_the_shape_of_nixos() {
+        let entry = valid(
+            r#"{"mountPoint": "/var/lib/", "device": "/dev/disk/by-label/data", "fsType": "btrfs",
+                "options": ["subvol=lib", "noatime", "x-systemd.device-timeout=20s"], "depends": ["/persist"]}"#,
+        );
+        assert_eq!(entry.mount_point(), Path::new("/var/lib"));
+        assert_eq!(entry.kind(), &MountKind::Device(DeviceFs::Btrfs));
+        assert_eq!(entry.need(), Need::Required);
+        assert_eq!(entry.timeout(), Some(Duration::from_secs(20)));
+        assert_eq!(entry.depends(), [PathBuf::from("/persist")]);
+    }
+
+    #[test]
+    fn the_type_is_probed_where_none_is_given() {
+        let entry = valid(r#"{"mountPoint": "/data", "device": "/dev/sda1"}"#);
+        assert_eq!(entry.kind(), &MountKind::Device(DeviceFs::Auto));
+    }
+
+    #[test]
+    fn need_is_what_the_entry_says_then_nofail_then_required() {
+        for (rest, expected) in [
+            ("", Need::Required),
+            (r#", "options": ["nofail"]"#, Need::Optional),
+            (r#", "options": ["nofail"], "need": "degraded""#, Need::Degraded),
+            (r#", "need": "optional""#, Need::Optional),
+        ] {
+            assert_eq!(
+                valid(&format!(r#"{{"mountPoint": "/d", "fsType": "tmpfs"{rest}}}"#)).need(),
+                expected,
+                "{rest}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bind_needs_the_option_and_a_source_inside_the_system() {
+        let bind = |fs_type: &str| {
+            format!(r#"{{"mountPoint": "/etc/ssh", "device": "/persist/etc/ssh", "fsType": "{fs_type}", "options": ["rbind"]}}"#)
+        };
+        for fs_type in ["none", "auto", "bind"] {
+            let expected = MountKind::Bind {
+                source: "/persist/etc/ssh".into(),
+                recursive: true,
+            };
+            assert_eq!(valid(&bind(fs_type)).kind(), &expected);
+        }
+        assert!(MountEntry::validate(&parsed(&bind("ext4"))).is_err());
+        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "none", "options": ["bind"]}"#)).is_err());
+        assert!(
+            MountEntry::validate(&parsed(
+                r#"{"mountPoint": "/a", "device": "../b", "fsType": "none", "options": ["bind"]}"#
+            ))
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn places_of_the_agent_are_refused_with_a_remedy() {
+        for (place, free) in [
+            ("/", false),
+            ("//", false),
+            ("/nix", false),
+            ("/nix/", false),
+            ("/nix/store", false),
+            ("/nix/store/abc", false),
+            ("/nix/.ro-store", false),
+            ("/nix/.rw-store", false),
+            ("/nix/./.rw-store/store", false),
+            ("/nix/.freshroot", false),
+            ("/proc", false),
+            ("/sys/fs/cgroup", false),
+            ("/dev/shm", false),
+            ("/run", false),
+            ("/run/freshroot/cache", false),
+            ("/nix/persist", true),
+            ("/nix/var", true),
+            ("/nix/storefront", true),
+            ("/run/keys", true),
+            ("/home", true),
+            ("/development", true),
+        ] {
+            let entry = parsed(&format!(r#"{{"mountPoint": "{place}", "fsType": "tmpfs"}}"#));
+            assert_eq!(MountEntry::validate(&entry).is_ok(), free, "{place}");
+        }
+    }
+
+    #[test]
+    fn mount_points_are_absolute_and_without_dots() {
+        for bad in ["", "a", "./a", "/a/../b", "..", "/a/.."] {
+            let entry = parsed(&format!(r#"{{"mountPoint": "{bad}", "fsType": "tmpfs"}}"#));
+            assert!(MountEntry::validate(&entry).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn types_that_are_not_ours_are_refused_by_name() {
+        for fs_type in [
+            "nfs", "nfs4", "virtiofs", "9p", "cifs", "zfs", "bcachefs", "f2fs", "overlay", "squashfs", "none", "swap", "EXT4", "",
+        ] {
+            let entry = parsed(&format!(r#"{{"mountPoint": "/a", "device": "/dev/sda", "fsType": "{fs_type}"}}"#));
+            let refused = MountEntry::validate(&entry).expect_err(fs_type);
+            assert!(refused.reason.contains(&format!("«{fs_type}»")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_words_and_zero_limits_are_refused() {
+        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "options": ["noauto"]}"#)).is_err());
+        assert!(serde_json::from_str::<FileSystemEntry>(r#"{"mountPoint": "/a", "autoFormat": true}"#).is_err());
+        assert!(serde_json::from_str::<FileSystemEntry>(r#"{"mountPoint": "/a", "need": "maybe"}"#).is_err());
+        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "timeout": 0}"#)).is_err());
+        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "create": {"mode": "rwx"}}"#)).is_err());
+    }
+}

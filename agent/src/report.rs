@@ -1,0 +1,257 @@
+//! The report of a boot: what was decided and why, what it cost, what was odd. Written down in `docs/formats.md`.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::formats::manifest::InitKind;
+use crate::store_path::StorePath;
+
+/// Where the report of the running system is, below the root.
+pub const PATH: &str = "run/freshroot/boot.json";
+
+/// How a boot ended, as far as the agent saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The system was handed over to.
+    Booted,
+    /// Nothing could be booted.
+    Failed,
+}
+
+/// Where the image came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// From the cache, without a transfer of the image.
+    Cache,
+    /// Over the network, in this boot, and now in the cache.
+    Network,
+    /// Over the network, in this boot, into RAM.
+    Ram,
+}
+
+/// The last decision.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Decided {
+    /// The row of the decision table.
+    pub rule: String,
+    /// The sentence that was printed.
+    pub reason: String,
+}
+
+/// The system that was chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChosenSystem {
+    /// Its toplevel.
+    pub toplevel: StorePath,
+    /// Its name in the manifest.
+    pub name: String,
+    /// How it is started.
+    pub init_kind: InitKind,
+    /// The manifest's digest.
+    pub manifest: Digest,
+    /// The image's digest.
+    pub image: Digest,
+    /// The channel of the release, where there is one.
+    pub channel: Option<String>,
+    /// The serial of the release, where there is one.
+    pub serial: Option<u64>,
+    /// Whether every byte of the image was verified in this boot.
+    pub verified: bool,
+    /// What authorised it: `signature by <key>`, `pin` or `nothing (allowUnsigned)`.
+    pub authority: String,
+}
+
+/// Bytes of a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Bytes {
+    /// Bodies received over the network.
+    pub received: u64,
+    /// Taken from the partial image that was there.
+    pub reused: u64,
+}
+
+/// One step and its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name.
+    pub step: String,
+    /// How long it took.
+    pub milliseconds: u64,
+    /// `ok`, or what went wrong.
+    pub outcome: String,
+}
+
+/// What went wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(what: impl std::fmt::Display, remedy: impl Into<String>) -> Self {
+        Self {
+            what: format!("{what:#}"),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+/// The network, as it was configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkReport {
+    /// Interfaces.
+    pub interface: String,
+    /// Addresses with their prefix lengths.
+    pub addresses: Vec<String>,
+    /// Gateways.
+    pub gateways: Vec<String>,
+    /// Name servers.
+    pub name_servers: Vec<String>,
+}
+
+/// A report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Always 1.
+    pub version: u64,
+    /// The agent's version.
+    pub agent: String,
+    /// The kernel's identifier of this boot.
+    pub boot_id: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The last decision.
+    pub decision: Decided,
+    /// The system.
+    pub system: Option<ChosenSystem>,
+    /// Where its image came from.
+    pub source: Option<Source>,
+    /// What it cost.
+    pub bytes: Bytes,
+    /// HTTP requests made.
+    pub requests: u64,
+    /// Steps in order.
+    pub steps: Vec<Step>,
+    /// What was odd.
+    pub warnings: Vec<String>,
+    /// Why it failed.
+    pub error: Option<Failure>,
+    /// The network.
+    pub network: Option<NetworkReport>,
+}
+
+impl Report {
+    /// The report of a boot that has only begun.
+    pub fn new(boot_id: &str) -> Self {
+        Self {
+            version: 1,
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: boot_id.trim().to_owned(),
+            outcome: Outcome::Failed,
+            decision: Decided::default(),
+            system: None,
+            source: None,
+            bytes: Bytes::default(),
+            requests: 0,
+            steps: Vec::new(),
+            warnings: Vec::new(),
+            error: None,
+            network: None,
+        }
+    }
+
+    /// Does one step, logs it with its time, and keeps both.
+    pub fn step<T, E: std::fmt::Display>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+        log::debug!("{name} …");
+        let started = Instant::now();
+        let result = work(self);
+        let milliseconds = started.elapsed().as_millis() as u64;
+        let outcome = match &result {
+            Ok(_) => "ok".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        log::info!("{name}: {} ({milliseconds} ms)", if result.is_ok() { "done" } else { "failed" });
+        self.steps.push(Step {
+            step: name.to_owned(),
+            milliseconds,
+            outcome,
+        });
+        result
+    }
+
+    /// Warns, and remembers it.
+    pub fn warn(&mut self, what: impl Into<String>) {
+        let what = what.into();
+        log::warn!("{what}");
+        self.warnings.push(what);
+    }
+
+    /// The report as a file holds it.
+    ///
+    /// # Errors
+    /// Never in practice: all of it can be written as JSON.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec_pretty(self)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+}
+
+impl std::fmt::Display for Report {
+    /// As `freshroot status` shows it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let outcome = match self.outcome {
+            Outcome::Booted => "booted",
+            Outcome::Failed => "failed",
+        };
+        writeln!(f, "outcome:   {outcome} (agent {}, boot {})", self.agent, self.boot_id)?;
+        writeln!(f, "decision:  {} [{}]", self.decision.reason, self.decision.rule)?;
+        if let Some(system) = &self.system {
+            writeln!(f, "system:    {}", system.toplevel)?;
+            let release = match (&system.channel, system.serial) {
+                (Some(channel), Some(serial)) => format!("channel {channel}, serial {serial}; "),
+                _ => String::new(),
+            };
+            let image = if system.verified { "image verified" } else { "image NOT verified" };
+            writeln!(f, "manifest:  {} ({release}{}; {image})", system.manifest.short(), system.authority)?;
+        }
+        if let Some(source) = self.source {
+            let source = match source {
+                Source::Cache => "cache",
+                Source::Network => "network",
+                Source::Ram => "network, kept in RAM",
+            };
+            writeln!(f, "source:    {source}")?;
+        }
+        writeln!(
+            f,
+            "network:   {} requests, {} bytes received, {} bytes reused",
+            self.requests, self.bytes.received, self.bytes.reused
+        )?;
+        if let Some(network) = &self.network {
+            writeln!(f, "           {} {}", network.interface, network.addresses.join(" "))?;
+        }
+        for step in &self.steps {
+            let outcome = if step.outcome == "ok" { "" } else { step.outcome.as_str() };
+            writeln!(f, "{:>8} ms {} {outcome}", step.milliseconds, step.step)?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning:   {warning}")?;
+        }
+        if let Some(Failure { what, remedy }) = &self.error {
+            writeln!(f, "error:     {what}\nremedy:    {remedy}")?;
+        }
+        Ok(())
+    }
+}
