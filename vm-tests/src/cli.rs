@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 
-use crate::runner::Layer;
+use crate::layer::Layer;
 
 /// What `vm-tests/run help` prints.
 pub const HELP: &str = "\

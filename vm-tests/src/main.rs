@@ -8,6 +8,7 @@ mod demo;
 mod disk;
 mod initrd;
 mod lab;
+mod layer;
 mod line;
 mod modules;
 mod packages;

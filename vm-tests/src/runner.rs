@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use crate::cli::{DEFAULT_LEVEL, TestOptions};
 use crate::command::Tool;
 use crate::lab::Lab;
+use crate::layer::{self, Layer};
 use crate::scenario::{self, Scenario};
 use crate::workspace::Workspace;
 
@@ -20,67 +21,6 @@ const CARGO_LIMIT: Duration = Duration::from_secs(30 * 60);
 const NIGHTLY_CASES: &str = "20000";
 /// What two machines and the page cache of their disks want, in KiB.
 const MEMORY_FOR_TWO: u64 = 6 << 20;
-
-/// A layer of tests, from cheap to dear.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layer {
-    /// Tables and small functions, in the crates.
-    Unit,
-    /// For all observations and inputs.
-    Properties,
-    /// Plans through the binary.
-    Golden,
-    /// Faults of a real server on loopback.
-    Http,
-    /// Kills at each write point.
-    Kills,
-    /// Real mounts in a private namespace.
-    Mounts,
-    /// Virtual machines.
-    Boots,
-}
-
-impl Layer {
-    const ALL: [Self; 7] = [
-        Self::Unit,
-        Self::Properties,
-        Self::Golden,
-        Self::Http,
-        Self::Kills,
-        Self::Mounts,
-        Self::Boots,
-    ];
-
-    /// The layer called `name`.
-    pub fn by_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|layer| layer.name() == name)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unit => "unit",
-            Self::Properties => "properties",
-            Self::Golden => "golden",
-            Self::Http => "http",
-            Self::Kills => "kills",
-            Self::Mounts => "mounts",
-            Self::Boots => "boots",
-        }
-    }
-
-    /// What of cargo's tests belongs to it; none for boots. A layer is the test target of its name, except the units, which stand with the code.
-    fn targets(self) -> Option<&'static [&'static str]> {
-        match self {
-            Self::Unit => Some(&["--workspace", "--lib", "--bins"]),
-            Self::Properties => Some(&["--package", "freshroot", "--test", "properties"]),
-            Self::Golden => Some(&["--package", "freshroot", "--test", "golden"]),
-            Self::Http => Some(&["--package", "freshroot", "--test", "http"]),
-            Self::Kills => Some(&["--package", "freshroot", "--test", "kills"]),
-            Self::Mounts => Some(&["--package", "freshroot", "--test", "mounts"]),
-            Self::Boots => None,
-        }
-    }
-}
 
 /// How many tests of a layer ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,15 +62,21 @@ struct Outcome {
 /// Runs what `options` asks for; returns whether all is well.
 pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<bool> {
     let mut outcomes = Vec::new();
+    let programs = layer::programs(workspace)?;
     for layer in Layer::ALL {
         if !options.layers.is_empty() && !options.layers.contains(&layer) {
             continue;
         }
         eprintln!("== {}", layer.name());
         let started = Instant::now();
-        let result = match layer.targets() {
-            Some(targets) => cargo_layer(workspace, targets, options),
-            None => boots(workspace, options),
+        let result = match layer {
+            Layer::Boots => boots(workspace, options),
+            Layer::Unit | Layer::Properties | Layer::Golden | Layer::Http | Layer::Kills | Layer::Mounts => {
+                match layer.cargo_arguments(&programs) {
+                    Some(arguments) => cargo_layer(workspace, &arguments, options),
+                    None => Ok(Counts::default()),
+                }
+            }
         };
         let (counts, trouble) = match result {
             Ok(counts) => (counts, emptiness(counts, options)),
@@ -185,7 +131,7 @@ fn summary(outcomes: &[Outcome], options: &TestOptions) -> bool {
     total.failed == 0
 }
 
-fn cargo_layer(workspace: &Workspace, targets: &[&str], options: &TestOptions) -> Result<Counts> {
+fn cargo_layer(workspace: &Workspace, targets: &[String], options: &TestOptions) -> Result<Counts> {
     let mut tool = Tool::new("cargo", CARGO_LIMIT)
         .args(["test", "--no-fail-fast", "--color", "never", "--features", "freshroot/publish"])
         .args(targets)
@@ -374,10 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_have_names_and_boot_tests_have_folders_of_their_own() {
-        for layer in Layer::ALL {
-            assert_eq!(Layer::by_name(layer.name()), Some(layer));
-        }
+    fn boot_tests_have_folders_of_their_own() {
         let mut folders: Vec<&str> = scenario::all().iter().map(|scenario| scenario.folder).collect();
         let count = folders.len();
         folders.sort_unstable();
