@@ -6,10 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::Scenario;
+use super::disks::MAKE_SUBVOLUME;
 use crate::disk::{Disk, FsType};
 use crate::initrd::{self, Initrd};
 use crate::lab::{CACHE_LABEL, Lab};
-use crate::qemu::End;
+use crate::qemu::{End, Nic};
 use crate::system::{Kind, Spec, System, busybox_static};
 use crate::trial::{Booted, Trial};
 
@@ -23,6 +24,12 @@ pub const ALL: &[Scenario] = &[
         prepare_root,
     ),
     Scenario::new("baseline-scripted", "the scripted demo system boots from the same script", scripted),
+    Scenario::new(
+        "baseline-plug",
+        "disks and cables can be plugged while a machine runs, and what it writes is counted",
+        plug,
+    )
+    .nightly(),
 ];
 
 /// The initrd with the script, at `out`.
@@ -41,6 +48,48 @@ pub fn disk(system: &System, dir: &Path) -> Result<(Disk, String)> {
     fs::hard_link(&system.image, images.join(&name)).with_context(|| format!("linking {}", system.image.display()))?;
     let disk = Disk::make_with(&dir.join("cache.img"), 512, FsType::Ext4, CACHE_LABEL, Some(&dir.join("content")))?;
     Ok((disk, name))
+}
+
+/// Proves the harness's own means, so that a test that uses them fails for the agent's reasons only.
+fn plug(trial: &Trial<'_>) -> Result<()> {
+    let system = trial.lab.system(Spec::generation(1))?;
+    let out = trial.dir.join("initrd");
+    initrd(trial.lab, &out)?;
+    let (disk, image) = disk(&system, &trial.dir)?;
+    let late = Disk::make(&trial.dir.join("late.img"), 256, FsType::Btrfs, "LATE")?;
+    let script = format!(
+        "set -e; modprobe virtio_net; udevadm settle; cd /sys/class/net/e*; ip link set \"$(basename \"$PWD\")\" up; cat carrier; \
+         echo plug >/dev/console; udevadm wait --timeout=60 /dev/disk/by-label/LATE; mkdir -p /srv/btrfs; \
+         mount /dev/disk/by-label/LATE /srv/btrfs; {MAKE_SUBVOLUME}; umount /srv/btrfs; mount -o subvol=data /dev/disk/by-label/LATE /srv/btrfs; \
+         head -c 9000000 /dev/urandom >/run/freshroot/cache/written; sync; i=0; until [ \"$(cat carrier)\" = 1 ] || [ $i = 60 ]; do i=$((i+1)); sleep 1; done; cat carrier"
+    );
+    let nic = Nic {
+        carrier: false,
+        ..Nic::plain()
+    };
+    let mut vm = trial
+        .boot()
+        .disk(&disk)
+        .nic(nic)
+        .system(&system)
+        .words(&format!("baseline.image={image} demo.then=poweroff"))
+        .consoles("console=tty0 console=ttyS0")
+        .script(&script)
+        .start_with("boot", &out)?;
+    let mut booted = Booted::read(&mut vm)?;
+    vm.wait_for(&["plug"])?;
+    vm.plug(&late, "late")?;
+    vm.set_link(0, true)?;
+    booted.read_script(&mut vm)?;
+    ensure!(
+        booted.script.starts_with("0\n") && booted.script.contains("\n1\nSCRIPT-END"),
+        "the script wrote:\n{}",
+        booted.script
+    );
+    let written = vm.written(0)?;
+    ensure!(written >= 9_000_000, "only {written} bytes were counted");
+    ensure!(vm.wait_end()? == End::PoweredOff, "it did not power off");
+    Ok(())
 }
 
 fn prepare_root(trial: &Trial<'_>) -> Result<()> {

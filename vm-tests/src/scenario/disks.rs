@@ -79,7 +79,7 @@ fn xfs_cache(trial: &Trial<'_>) -> Result<()> {
 }
 
 /// Makes a subvolume where the guest has no btrfs-progs: `BTRFS_IOC_SUBVOL_CREATE` takes 8 bytes of descriptor and 4088 of name.
-const MAKE_SUBVOLUME: &str =
+pub const MAKE_SUBVOLUME: &str =
     r#"perl -e 'open(my $d, "<", "/srv/btrfs") or die $!; my $a = pack("q a4088", 0, "data"); ioctl($d, 0x5000940e, $a) or die $!'"#;
 
 fn persistence(trial: &Trial<'_>) -> Result<()> {

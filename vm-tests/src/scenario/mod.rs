@@ -36,6 +36,12 @@ impl Scenario {
         }
     }
 
+    /// Leaves it to the nightly layer.
+    const fn nightly(mut self) -> Self {
+        self.nightly = true;
+        self
+    }
+
     /// Runs it in a folder of its own.
     pub fn run(&self, lab: &Lab) -> Result<()> {
         (self.run)(&Trial::new(lab, self.folder)?)
