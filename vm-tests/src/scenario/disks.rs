@@ -30,7 +30,7 @@ fn late(trial: &Trial<'_>) -> Result<()> {
         .system(&system)
         .words("demo.then=poweroff")
         .start("boot")?;
-    vm.wait_for(&[CACHE_LABEL])?;
+    vm.wait_for(&["waiting for LABEL=CACHE"])?;
     // Not a wait for anything: this is how late the disk is.
     std::thread::sleep(std::time::Duration::from_secs(8));
     vm.plug(&disk, "late")?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{Scenario, must_refuse};
-use crate::lab::{CACHE_LABEL, CHANNEL};
+use crate::lab::CHANNEL;
 use crate::line::Line;
 use crate::publisher::Served;
 use crate::qemu::End;
@@ -54,7 +54,7 @@ fn down_poweroff(trial: &Trial<'_>) -> Result<()> {
     let line = Line::open(closed_port()?)?;
     let mut vm = trial
         .boot()
-        .config(json!({ "policy": { "wait": "5s" }, "onFailure": { "retries": 1 } }))
+        .config(json!({ "policy": { "fetchWait": "5s" }, "onFailure": { "retries": 1 } }))
         .disk(&disk)
         .server(line.port())
         .start("boot")?;
@@ -68,7 +68,7 @@ fn down_reboot(trial: &Trial<'_>) -> Result<()> {
     let disk = trial.empty_cache()?;
     let mut vm = trial
         .boot()
-        .config(json!({ "policy": { "wait": "2s" }, "onFailure": { "action": "reboot" } }))
+        .config(json!({ "policy": { "fetchWait": "2s" }, "onFailure": { "action": "reboot" } }))
         .disk(&disk)
         .server(closed_port()?.port())
         .start("boot")?;
@@ -81,7 +81,7 @@ fn down_shell(trial: &Trial<'_>) -> Result<()> {
     let disk = trial.empty_cache()?;
     let mut vm = trial
         .boot()
-        .config(json!({ "policy": { "wait": "2s" }, "onFailure": { "action": "shell", "shellTimeout": "15s" } }))
+        .config(json!({ "policy": { "fetchWait": "2s" }, "onFailure": { "action": "shell", "shellTimeout": "15s" } }))
         .disk(&disk)
         .server(closed_port()?.port())
         .start("boot")?;
@@ -242,7 +242,7 @@ fn wrong_system(trial: &Trial<'_>) -> Result<()> {
     let disk = trial.empty_cache()?;
     let mut vm = trial
         .boot()
-        .config(json!({ "policy": { "wait": "5s" }, "cache": { "device": format!("LABEL={CACHE_LABEL}") } }))
+        .config(json!({ "policy": { "fetchWait": "5s" } }))
         .disk(&disk)
         .server(server.address().port())
         .system(&two)

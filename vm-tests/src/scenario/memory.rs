@@ -57,7 +57,7 @@ fn ram_small(trial: &Trial<'_>) -> Result<()> {
     let mut server = trial.serve(&served)?;
     let mut vm = trial
         .boot()
-        .config(json!({ "cache": Value::Null, "policy": { "wait": "5s" } }))
+        .config(json!({ "cache": Value::Null, "policy": { "fetchWait": "20s" } }))
         .memory(768)
         .server(server.address().port())
         .start("boot")?;
