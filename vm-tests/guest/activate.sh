@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # The demo system's activation, as NixOS's prepare-root does it: turns the empty root into one that systemd finds its way in.
 # Runs in the new root, with /nix/store, /dev, /proc, /sys and /run in place. Whatever persistent mounts brought is kept.
 set -eu

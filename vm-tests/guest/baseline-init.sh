@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # The yardstick: makes the same mounts as the agent in a warm boot, verifies nothing and recovers from nothing.
 # Cache disk: ext4, label CACHE, image at images/<name of baseline.image=>; the system is that of freshroot.system=.
 set -eu

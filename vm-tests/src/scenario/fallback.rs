@@ -54,7 +54,7 @@ fn down_poweroff(trial: &Trial<'_>) -> Result<()> {
     let line = Line::open(closed_port()?)?;
     let mut vm = trial
         .boot()
-        .config(json!({ "policy": { "fetchWait": "5s" }, "onFailure": { "retries": 1 } }))
+        .config(json!({ "policy": { "fetchWait": "15s" }, "onFailure": { "retries": 1 } }))
         .disk(&disk)
         .server(line.port())
         .start("boot")?;
@@ -242,7 +242,7 @@ fn wrong_system(trial: &Trial<'_>) -> Result<()> {
     let disk = trial.empty_cache()?;
     let mut vm = trial
         .boot()
-        .config(json!({ "policy": { "fetchWait": "5s" } }))
+        .config(json!({ "policy": { "fetchWait": "15s" } }))
         .disk(&disk)
         .server(server.address().port())
         .system(&two)
