@@ -1,6 +1,6 @@
 //! The network of the initrd: no udev, no tools, no daemon. `docs/network.md` says how it behaves.
 //!
-//! Pure: [`ip_param`], [`mac`], [`prefix`], [`link`] (which interface gets what), [`dhcp`] but for its sockets, the [`netlink`] codec, and the
+//! Pure: [`ip_param`], [`mac`], [`prefix`], [`link`] (which interface gets what), [`dns`], [`dhcp`] but for its sockets, the [`netlink`] codec, and the
 //! readers of [`ra`]. Effects: [`port`] (one interface), [`engine`] (the loop over all of them), [`resolv`], [`pci`].
 
 use std::net::IpAddr;
@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, anyhow};
 use serde::Serialize;
 
 pub mod dhcp;
+pub mod dns;
 pub mod engine;
 pub mod error;
 pub mod ip_param;
@@ -147,7 +148,7 @@ impl Network {
     /// others are set down again. `observe` is told what is being waited for and what comes, a line each.
     ///
     /// # Errors
-    /// A [`NetError`] when the deadline has passed without an address, or the kernel refuses; everything is then as it was before.
+    /// A [`NetError`] when the deadline has passed without an address, or the kernel refuses; what was changed is then undone.
     pub fn bring_up(settings: &NetSettings, deadline: Instant, observe: &mut dyn FnMut(&str)) -> Result<Self, NetError> {
         let kernel = |doing| move |source| NetError::Kernel { doing, source };
         if let Err(err) = resolv::write_hosts_if_absent(&settings.paths.hosts) {
