@@ -390,11 +390,8 @@ fn a_carrier_that_comes_after_three_seconds_is_waited_for() {
 #[test]
 fn a_card_whose_driver_comes_late_is_picked_up() {
     Lab::test(|lab| {
-        lab.card("tmp0", "srv0", &[SERVER]);
-        lab.dnsmasq("srv0", &[RANGE]);
-        lab.machine(&["link", "del", "tmp0"]);
         let (machine, network) = (lab.machine.clone(), lab.network.clone());
-        let insert = thread::spawn(move || {
+        let driver = thread::spawn(move || {
             thread::sleep(Duration::from_secs(1));
             run(
                 "ip",
@@ -402,17 +399,15 @@ fn a_card_whose_driver_comes_late_is_picked_up() {
                     "link", "add", "eth7", "netns", &machine, "type", "veth", "peer", "name", "srv0", "netns", &network,
                 ],
             );
-            run("ip", &["-n", &network, "addr", "add", SERVER, "dev", "srv0"]);
             run("ip", &["-n", &network, "link", "set", "srv0", "up"]);
         });
-        // IPv6 is off so that only the card itself is at issue; dnsmasq was bound to the former port, so the address is written out.
         let settings = NetSettings {
             ip: parsed(&["192.0.2.9::192.0.2.1:24"]),
             ..lab.settings()
         };
         let (network, lines, _) = up(&settings, 20);
-        insert.join().unwrap();
-        let network = network.unwrap();
+        driver.join().unwrap();
+        let network = network.unwrap_or_else(|err| panic!("{err}: {lines:?}"));
         assert_eq!(network.summary().interface, "eth7");
         assert_eq!(lines[0], "waiting for a network interface");
         network.tear_down(false).unwrap();

@@ -142,8 +142,8 @@ pub enum Note {
 pub fn read(frame: &Frame<'_>) -> Option<Note> {
     let body = frame.body;
     Some(match frame.kind {
-        RTM_NEWLINK => Note::Link(link(body)?),
-        // A bridge tells of its ports' leaving with a family; only without one is the interface gone.
+        // A bridge tells of its ports with a family of its own; only without one is it about the interface itself.
+        RTM_NEWLINK if body.first() == Some(&0) => Note::Link(link(body)?),
         RTM_DELLINK if body.first() == Some(&0) => Note::LinkGone(u32_at(body, 4)?),
         RTM_NEWADDR => Note::Address(address(body)?),
         RTM_DELADDR => Note::AddressGone(address(body)?),
