@@ -360,8 +360,11 @@ fn a_lease_that_the_server_refuses_to_renew_is_replaced() {
         await_line(&log, "DHCPACK", 1);
         await_summary(&network, |now| now.addresses.first().is_some_and(|now| *now != first));
         let addresses = lab.machine(&["-4", "addr", "show", "eth0"]);
+        let second = network.summary().addresses[0];
+        let range = "192.0.2.150".parse::<IpAddr>().unwrap()..="192.0.2.160".parse().unwrap();
+        assert!(range.contains(&second.address), "{second}");
         assert!(
-            addresses.contains("192.0.2.15") && !addresses.contains(&first.to_string()),
+            addresses.contains(&second.to_string()) && !addresses.contains(&first.to_string()),
             "{addresses}"
         );
         network.tear_down(false).unwrap();

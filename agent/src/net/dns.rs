@@ -70,11 +70,70 @@ pub fn collect(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::super::link::{V4, V6};
     use super::*;
     use std::time::Duration;
 
     fn servers(text: &str, seconds: u64) -> RaDns {
         RaDns::Servers(vec![text.parse().unwrap()], Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn configured_servers_come_first_then_ip_then_dhcp_then_routers() {
+        let now = Instant::now();
+        let ip = |text: &str| -> std::net::IpAddr { text.parse().unwrap() };
+        let settings = NetSettings {
+            dns: vec![ip("192.0.2.1")],
+            search: vec!["one".to_owned()],
+            ..NetSettings::default()
+        };
+        let link = Link {
+            index: 1,
+            name: "eth0".to_owned(),
+            mac: None,
+            kind: None,
+            up: true,
+            carrier: true,
+            loopback: false,
+            mtu: 1500,
+        };
+        let plan = |dns| LinkPlan {
+            v4: V4::Off,
+            v6: V6::Ra,
+            mtu: None,
+            dns,
+        };
+        let lease = Lease {
+            address: [192, 0, 2, 9].into(),
+            length: 24,
+            server: [192, 0, 2, 1].into(),
+            routers: Vec::new(),
+            routes: Vec::new(),
+            dns: vec![[192, 0, 2, 3].into()],
+            domain: Some("two".to_owned()),
+            mtu: None,
+            time: None,
+        };
+        let mut heard = Heard::default();
+        heard.hear(servers("fe80::4", 10), now);
+        let text = |plan: &LinkPlan, lease, now| {
+            let (servers, domains) = collect(&settings, &link, plan, lease, &heard, now);
+            (
+                servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                domains.join(" "),
+            )
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let with_ip = plan(vec![ip("192.0.2.2")]);
+        assert_eq!(text(&with_ip, Some(&lease), now), pair("192.0.2.1 192.0.2.2 192.0.2.3", "one two"));
+        assert_eq!(
+            text(&plan(Vec::new()), Some(&lease), now),
+            pair("192.0.2.1 192.0.2.3 fe80::4%eth0", "one two")
+        );
+        assert_eq!(
+            text(&with_ip, None, now + Duration::from_secs(11)),
+            pair("192.0.2.1 192.0.2.2", "one")
+        );
     }
 
     #[test]

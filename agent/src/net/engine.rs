@@ -251,12 +251,7 @@ impl Engine {
                     let had_carrier = link.carrier;
                     let mut port = Port::open(link, plan, &self.settings.paths.proc, &mut self.requests);
                     if had_carrier {
-                        port.start(
-                            &self.settings,
-                            self.seed ^ u64::from(index) << 32,
-                            Instant::now(),
-                            &mut self.requests,
-                        );
+                        port.start(&self.settings, next_seed(&mut self.seed), Instant::now(), &mut self.requests);
                     }
                     self.ports.insert(index, port);
                 }
@@ -274,12 +269,7 @@ impl Engine {
         let (before, now) = (port.link.carrier, link.carrier);
         port.link = link;
         match (before, now) {
-            (false, true) => port.start(
-                &self.settings,
-                self.seed ^ u64::from(index) << 32,
-                Instant::now(),
-                &mut self.requests,
-            ),
+            (false, true) => port.start(&self.settings, next_seed(&mut self.seed), Instant::now(), &mut self.requests),
             (true, false) => port.pause(),
             (true, true) | (false, false) => {}
         }
@@ -389,4 +379,10 @@ impl Engine {
             leases: port.leases,
         }
     }
+}
+
+/// Another number for each client, and for each time that it begins again.
+const fn next_seed(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    *seed
 }

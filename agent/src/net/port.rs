@@ -70,8 +70,8 @@ impl Port {
             V6::Static(_) => ra::FIXED,
             V6::Off => ra::IGNORE,
         };
-        match ra::configure(proc, &port.link.name, wanted) {
-            Ok(changed) => port.sysctls = changed,
+        match ra::configure(proc, &port.link.name, wanted, &mut port.sysctls) {
+            Ok(()) => {}
             Err(err) if err.kind() == io::ErrorKind::NotFound && port.plan.v6 == V6::Off => {}
             Err(err) => port.note(format!("no IPv6 on {}: {err}", port.link.name)),
         }

@@ -155,7 +155,11 @@ pub fn read(frame: &Frame<'_>) -> Option<Note> {
             Note::Dns(index, ra::parse_option(body.get(16..16 + length)?)?)
         }
         NLMSG_ERROR => Note::Answer(u32_at(body, 0)?.cast_signed().saturating_neg()),
-        NLMSG_DONE => Note::Done,
+        // A list that failed on the way ends with an errno.
+        NLMSG_DONE => match u32_at(body, 0).map_or(0, u32::cast_signed) {
+            errno if errno < 0 => Note::Answer(errno.saturating_neg()),
+            _ => Note::Done,
+        },
         _ => return None,
     })
 }
@@ -464,6 +468,11 @@ mod tests {
             read_back(Builder::new(NLMSG_ERROR, 0, &(-17i32).to_ne_bytes())),
             Some(Note::Answer(17))
         );
+        assert_eq!(
+            read_back(Builder::new(NLMSG_DONE, 0, &(-4i32).to_ne_bytes())),
+            Some(Note::Answer(4))
+        );
+        assert_eq!(read_back(Builder::new(NLMSG_DONE, 0, &0i32.to_ne_bytes())), Some(Note::Done));
         assert_eq!(read_back(Builder::new(NLMSG_ERROR, 0, &0i32.to_ne_bytes())), Some(Note::Answer(0)));
     }
 
