@@ -1,16 +1,15 @@
 //! The part of a hand-over that can be undone: after an error here, the failure policy finds everything as it was.
 
-use std::fs::create_dir;
-use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{Mode, OFlags, open};
-use std::os::fd::AsFd as _;
 
 use crate::handover::plan::{HandOver, Step, plan};
 use crate::handover::run_in_root::{run_in_root, with_variable};
 use crate::handover::toplevel;
+use crate::mount::api_fs::is_mount_point;
 use crate::mount::below::Below;
 use crate::mount::entry::Ownership;
 use crate::mount::fs_context::DetachedMount;
@@ -74,10 +73,12 @@ fn act(step: &Step, handover: &HandOver, shared: &mut MountLog) -> Result<()> {
 }
 
 fn share(from: &Path, sysroot: &Path, shared: &mut MountLog) -> Result<()> {
-    match create_dir(from) {
-        Ok(()) => log::warn!("{} did not exist", from.display()),
-        Err(err) if err.kind() == ErrorKind::AlreadyExists => {}
-        Err(err) => return Err(anyhow::Error::new(err).context(format!("looking at {}", from.display()))),
+    // A plain folder of the initramfs would be shared too, and then be emptied with it.
+    if !is_mount_point(Path::new("/"), from)? {
+        bail!(
+            "nothing is mounted at {}: the kernel's file systems must be mounted before the hand-over",
+            from.display()
+        );
     }
     let source = open(from, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("opening {}", from.display()))?;

@@ -1,0 +1,326 @@
+//! Virtual machines: what one is made of, and one that runs.
+
+pub mod accel;
+pub mod console;
+pub mod qmp;
+
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use accel::Accelerator;
+use console::{Console, Listener};
+use qmp::Qmp;
+
+use crate::disk::Disk;
+
+/// Between the start of QEMU and its control socket.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A disk of a machine.
+#[derive(Debug, Clone)]
+struct Attached {
+    path: PathBuf,
+    serial: String,
+    read_only: bool,
+}
+
+/// A network card on QEMU's user network: the host is 10.0.2.2 and `fec0::2`, DHCP and router advertisements are QEMU's.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// Its address.
+    pub mac: String,
+    /// Whether it has a carrier at power-on.
+    pub carrier: bool,
+    /// Whether the network has IPv4.
+    pub ipv4: bool,
+}
+
+impl Nic {
+    /// The card that most tests have.
+    pub fn plain() -> Self {
+        Self {
+            mac: "52:54:00:12:34:56".to_owned(),
+            carrier: true,
+            ipv4: true,
+        }
+    }
+}
+
+/// What a machine is made of.
+pub struct Machine {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    append: String,
+    memory: u32,
+    cpus: u32,
+    disks: Vec<Attached>,
+    nics: Vec<Nic>,
+    listener: Option<Listener>,
+}
+
+impl Machine {
+    /// A machine with 1 GiB, two processors, no disk and no network.
+    pub fn new(kernel: &Path, initrd: &Path, append: &str) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            initrd: initrd.to_owned(),
+            append: append.to_owned(),
+            memory: 1024,
+            cpus: 2,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            listener: None,
+        }
+    }
+
+    /// RAM in MiB.
+    pub fn memory(mut self, mebibytes: u32) -> Self {
+        self.memory = mebibytes;
+        self
+    }
+
+    /// Adds a virtio disk.
+    pub fn disk(mut self, disk: &Disk, serial: &str) -> Self {
+        self.disks.push(Attached {
+            path: disk.path().to_owned(),
+            serial: serial.to_owned(),
+            read_only: false,
+        });
+        self
+    }
+
+    /// Adds the disk with a script that the demo system runs.
+    pub fn script(mut self, disk: &Disk) -> Self {
+        self.disks.push(Attached {
+            path: disk.path().to_owned(),
+            serial: "script".to_owned(),
+            read_only: true,
+        });
+        self
+    }
+
+    /// Adds a network card.
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.nics.push(nic);
+        self
+    }
+
+    /// Passes each line of the console on.
+    pub fn listener(mut self, listener: Listener) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// Powers it on. `dir` gets `console.log` and `serial1.log`, each with `name` in front; the machine is killed at the end of `life`.
+    pub fn start(mut self, accelerator: Accelerator, dir: &Path, name: &str, life: Duration) -> Result<Vm> {
+        let sockets = tempfile::Builder::new()
+            .prefix("vm-")
+            .tempdir()
+            .context("making a folder for the control socket")?;
+        let socket = sockets.path().join("qmp");
+        let listener = UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
+        let serial1 = dir.join(format!("{name}-serial1.log"));
+        let arguments = self.arguments(accelerator, &socket, &serial1);
+        let mut child = spawn(&arguments, &dir.join(format!("{name}-qemu.log")))?;
+        let started = Instant::now();
+        let console = Console::follow(&mut child, &dir.join(format!("{name}-console.log")), self.listener.take());
+        let mut vm = Vm {
+            child,
+            console: console?,
+            qmp: None,
+            serial1,
+            deadline: started + life,
+            _sockets: sockets,
+        };
+        vm.qmp = Some(Qmp::accept(&listener, START_LIMIT).with_context(|| {
+            let log = dir.join(format!("{name}-qemu.log"));
+            format!(
+                "starting QEMU, which says: {}",
+                std::fs::read_to_string(&log).unwrap_or_default().trim()
+            )
+        })?);
+        // Paused until here, so that a cable is out before the guest looks.
+        for (number, _) in self.nics.iter().enumerate().filter(|(_, nic)| !nic.carrier) {
+            vm.set_link(number, false)?;
+        }
+        vm.qmp()?.execute("cont", &json!({}))?;
+        Ok(vm)
+    }
+
+    fn arguments(&self, accelerator: Accelerator, socket: &Path, serial1: &Path) -> Vec<String> {
+        let mut all: Vec<String> = accelerator.arguments().map(str::to_owned).into();
+        let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
+        add("-m", self.memory.to_string());
+        add("-smp", self.cpus.to_string());
+        add("-kernel", self.kernel.display().to_string());
+        add("-initrd", self.initrd.display().to_string());
+        add("-append", self.append.clone());
+        add("-chardev", format!("file,id=serial1,path={}", serial1.display()));
+        add("-serial", "chardev:serial1".to_owned());
+        // For tests that look at what a screen shows.
+        add("-device", "VGA,romfile=".to_owned());
+        for (number, disk) in self.disks.iter().enumerate() {
+            let Attached { path, serial, read_only } = disk;
+            let access = if *read_only { ",readonly=on" } else { "" };
+            // writeback: a killed machine has lost what its own kernel held back, and nothing that it was told is on disk.
+            add(
+                "-drive",
+                format!("if=none,id=disk{number},format=raw,cache=writeback,file={}{access}", path.display()),
+            );
+            add("-device", format!("virtio-blk-pci,drive=disk{number},serial={serial}"));
+        }
+        for (number, nic) in self.nics.iter().enumerate() {
+            let Nic { mac, ipv4, .. } = nic;
+            let family = if *ipv4 { "" } else { ",ipv4=off,ipv6=on" };
+            add("-netdev", format!("user,id=net{number}{family}"));
+            add(
+                "-device",
+                format!("virtio-net-pci,id=nic{number},netdev=net{number},mac={mac},romfile="),
+            );
+        }
+        add("-qmp", format!("unix:{},server=off", socket.display()));
+        all.push("-S".to_owned());
+        all
+    }
+}
+
+/// Starts QEMU with `arguments` and the first serial port on its standard output.
+///
+/// It dies with the thread that calls this (`setpriv --pdeathsig`), so that no harness that was killed leaves machines behind.
+fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
+    let errors = File::create(log).with_context(|| format!("making {}", log.display()))?;
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+        .args(["-machine", "pc", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        .spawn()
+        .context("starting qemu-system-x86_64 (through setpriv)")
+}
+
+/// Kills QEMU, by its own process id, and waits for it.
+fn end(child: &mut Child) -> Result<()> {
+    child.kill().context("killing QEMU")?;
+    child.wait().map(drop).context("waiting for QEMU")
+}
+
+/// How a guest ended its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It powered off.
+    PoweredOff,
+    /// It rebooted.
+    Rebooted,
+}
+
+/// A machine that runs. Dropping it kills it.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    console: Console,
+    qmp: Option<Qmp>,
+    serial1: PathBuf,
+    deadline: Instant,
+    _sockets: tempfile::TempDir,
+}
+
+impl Vm {
+    /// Waits until the console says one of `texts`, which must be before the end of the machine's life.
+    pub fn wait_for(&mut self, texts: &[&str]) -> Result<String> {
+        let left = self.left();
+        self.console.wait_for(texts, left)
+    }
+
+    /// Waits until the machine has powered off or rebooted (which ends it too).
+    pub fn wait_end(&mut self) -> Result<End> {
+        self.console.wait_end(self.left())?;
+        self.child.wait().context("waiting for QEMU")?;
+        let reason = self.qmp()?.shutdown_reason()?;
+        match reason.as_str() {
+            "guest-shutdown" => Ok(End::PoweredOff),
+            "guest-reset" => Ok(End::Rebooted),
+            _ => bail!("the machine ended for the reason «{reason}»"),
+        }
+    }
+
+    /// Takes the power away: what the guest has not handed to its disk is lost.
+    pub fn cut_power(&mut self) -> Result<()> {
+        end(&mut self.child)?;
+        self.console.wait_end(START_LIMIT)
+    }
+
+    /// Plugs a network cable in or out.
+    pub fn set_link(&mut self, nic: usize, up: bool) -> Result<()> {
+        self.qmp()?
+            .execute("set_link", &json!({ "name": format!("nic{nic}"), "up": up }))
+            .map(drop)
+    }
+
+    /// Plugs a disk in while the machine runs.
+    pub fn plug(&mut self, disk: &Disk, serial: &str) -> Result<()> {
+        let node = format!("late-{serial}");
+        let qmp = self.qmp()?;
+        qmp.execute(
+            "blockdev-add",
+            &json!({ "node-name": node, "driver": "raw", "file": { "driver": "file", "filename": disk.path() } }),
+        )?;
+        qmp.execute(
+            "device_add",
+            &json!({ "driver": "virtio-blk-pci", "id": serial, "drive": node, "serial": serial }),
+        )?;
+        Ok(())
+    }
+
+    /// Bytes that the guest has written to its disk `number` so far.
+    pub fn written(&mut self, number: usize) -> Result<u64> {
+        let stats = self.qmp()?.execute("query-blockstats", &json!({}))?;
+        let device = format!("disk{number}");
+        stats
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|one| one.get("device").and_then(serde_json::Value::as_str) == Some(&device))
+            .and_then(|one| one.pointer("/stats/wr_bytes"))
+            .and_then(serde_json::Value::as_u64)
+            .with_context(|| format!("QEMU counts nothing for {device}"))
+    }
+
+    /// All that the console said so far.
+    pub fn said(&self) -> String {
+        self.console.text()
+    }
+
+    /// All that came out of the second serial port so far.
+    pub fn second_port(&self) -> Result<String> {
+        let bytes = std::fs::read(&self.serial1).with_context(|| format!("reading {}", self.serial1.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn qmp(&mut self) -> Result<&mut Qmp> {
+        self.qmp.as_mut().context("the machine has no control socket yet")
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait()
+            && let Err(error) = end(&mut self.child)
+        {
+            eprintln!("qemu: {error:#}");
+        }
+        self.console.join();
+    }
+}

@@ -1,0 +1,118 @@
+//! Cache disks and persistent mounts.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::{Scenario, must_refuse};
+use crate::disk::{Disk, FsType};
+use crate::lab::CACHE_LABEL;
+use crate::system::Spec;
+use crate::trial::{Booted, Trial};
+
+/// The tests of this file.
+pub const ALL: &[Scenario] = &[
+    Scenario::new("disk-late", "a cache disk that comes late is waited for", late),
+    Scenario::new("disk-twice", "a label that two disks have is refused, and both are named", twice),
+    Scenario::new("disk-xfs", "a cache on xfs works", xfs_cache),
+    Scenario::new(
+        "persistence",
+        "files on persistent mounts of every kind survive a reboot, tmpfs does not",
+        persistence,
+    ),
+];
+
+fn late(trial: &Trial<'_>) -> Result<()> {
+    let disk = trial.filled_cache()?;
+    let system = trial.lab.system(Spec::generation(1))?;
+    let mut vm = trial
+        .boot()
+        .config(json!({ "cache": { "wait": "60s" } }))
+        .system(&system)
+        .words("demo.then=poweroff")
+        .start("boot")?;
+    vm.wait_for(&["waiting for LABEL=CACHE"])?;
+    // Not a wait for anything: this is how late the disk is.
+    std::thread::sleep(std::time::Duration::from_secs(8));
+    vm.plug(&disk, "late")?;
+    let booted = Booted::read(&mut vm)?;
+    ensure!(
+        booted.generation()? == 1 && booted.text("/source") == "cache",
+        "report: {}",
+        booted.report
+    );
+    vm.wait_end()?;
+    Ok(())
+}
+
+fn twice(trial: &Trial<'_>) -> Result<()> {
+    let disk = trial.filled_cache()?;
+    let other = Disk::make(&trial.dir.join("other.img"), 64, FsType::Ext4, CACHE_LABEL)?;
+    let system = trial.lab.system(Spec::generation(1))?;
+    let mut vm = trial
+        .boot()
+        .config(json!({ "cache": { "wait": "5s" }, "policy": { "mode": "offline" } }))
+        .disk(&disk)
+        .disk(&other)
+        .system(&system)
+        .start("boot")?;
+    must_refuse(&mut vm, &[CACHE_LABEL, "vda", "vdb"])
+}
+
+fn xfs_cache(trial: &Trial<'_>) -> Result<()> {
+    let disk = Disk::make(&trial.dir.join("cache.img"), 512, FsType::Xfs, CACHE_LABEL)?;
+    let system = trial.lab.system(Spec::generation(1))?;
+    let server = trial.serve(&trial.lab.served(1)?)?;
+    trial
+        .boot()
+        .disk(&disk)
+        .server(server.address().port())
+        .system(&system)
+        .once("cold")?;
+    drop(server);
+    let booted = trial.boot().disk(&disk).system(&system).once("warm")?;
+    ensure!(
+        booted.generation()? == 1 && booted.text("/source") == "cache",
+        "report: {}",
+        booted.report
+    );
+    Ok(())
+}
+
+/// Makes a subvolume where the guest has no btrfs-progs: `BTRFS_IOC_SUBVOL_CREATE` takes 8 bytes of descriptor and 4088 of name.
+pub const MAKE_SUBVOLUME: &str =
+    r#"perl -e 'open(my $d, "<", "/srv/btrfs") or die $!; my $a = pack("q a4088", 0, "data"); ioctl($d, 0x5000940e, $a) or die $!'"#;
+
+fn persistence(trial: &Trial<'_>) -> Result<()> {
+    let cache = trial.filled_cache()?;
+    let make = |name: &str, mebibytes, fs_type| Disk::make(&trial.dir.join(format!("{name}.img")), mebibytes, fs_type, name);
+    let ext4 = make("DATA", 64, FsType::Ext4)?;
+    let xfs = make("XFS", 512, FsType::Xfs)?;
+    let btrfs = make("BTRFS", 256, FsType::Btrfs)?;
+    let vfat = make("VFAT", 64, FsType::Vfat)?;
+    let system = trial.lab.system(Spec::generation(1))?;
+    let config = |btrfs_options: &[&str]| {
+        json!({ "fileSystems": {
+            "/persist": { "mountPoint": "/persist", "device": "LABEL=DATA", "fsType": "ext4", "options": ["noatime"] },
+            "/var/lib/app": { "mountPoint": "/var/lib/app", "device": "/persist/app", "fsType": "none", "options": ["bind"], "depends": ["/persist"] },
+            "/srv/xfs": { "mountPoint": "/srv/xfs", "device": "LABEL=XFS", "fsType": "xfs", "options": ["defaults"] },
+            "/srv/btrfs": { "mountPoint": "/srv/btrfs", "device": "LABEL=BTRFS", "fsType": "btrfs", "options": btrfs_options },
+            "/srv/vfat": { "mountPoint": "/srv/vfat", "device": "LABEL=VFAT", "fsType": "vfat", "options": ["umask=0077"] },
+            "/srv/scratch": { "mountPoint": "/srv/scratch", "device": "tmpfs", "fsType": "tmpfs", "options": ["size=16m", "mode=0700"] },
+        } })
+    };
+    let boot = |options: &[&str]| {
+        let boot = trial.boot().config(config(options)).disk(&cache).system(&system);
+        [&ext4, &xfs, &btrfs, &vfat].into_iter().fold(boot, |boot, disk| boot.disk(disk))
+    };
+    let files = "/persist/kept /var/lib/app/kept /srv/xfs/kept /srv/vfat/kept";
+    let write = format!(
+        "set -e; for f in {files} /srv/scratch/lost; do echo $f >$f; done; {MAKE_SUBVOLUME}; echo inside >/srv/btrfs/data/kept; test -e /persist/app/kept"
+    );
+    boot(&["defaults"]).script(&write).once("write")?;
+    let look = format!(
+        "set -e; for f in {files}; do grep -qx $f $f; done; test ! -e /srv/scratch/lost; grep -qx inside /srv/btrfs/kept; findmnt -n -o OPTIONS /srv/btrfs | grep -q subvol=/data; findmnt -n -o FSTYPE /srv/scratch | grep -qx tmpfs"
+    );
+    boot(&["subvol=data", "compress=zstd"]).script(&look).once("look")?;
+    ensure!(ext4.is_clean()?, "the data disk needs a journal replay after a power-off");
+    Ok(())
+}

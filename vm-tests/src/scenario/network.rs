@@ -1,0 +1,126 @@
+//! Networks that are late or different, and consoles.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::Scenario;
+use crate::qemu::Nic;
+use crate::system::Spec;
+use crate::trial::{Booted, Trial};
+
+/// The tests of this file.
+pub const ALL: &[Scenario] = &[
+    Scenario::new("carrier-late", "a link that comes up after 20 s is waited for", late_carrier),
+    Scenario::new("carrier-second", "of two network cards the one with a carrier is used", second_card),
+    Scenario::new("ipv6-only", "a network with router advertisements and no IPv4 is enough", ipv6_only),
+    Scenario::new("consoles", "every console gets the messages", consoles),
+];
+
+fn late_carrier(trial: &Trial<'_>) -> Result<()> {
+    let server = trial.serve(&trial.lab.served(1)?)?;
+    let disk = trial.empty_cache()?;
+    let nic = Nic {
+        carrier: false,
+        ..Nic::plain()
+    };
+    let mut vm = trial
+        .boot()
+        .disk(&disk)
+        .nic(nic)
+        .words(&format!(
+            "freshroot.url=http://10.0.2.2:{} demo.then=poweroff",
+            server.address().port()
+        ))
+        .start("boot")?;
+    vm.wait_for(&["waiting for a carrier"])?;
+    // Not a wait for anything: this is how late the link is.
+    std::thread::sleep(Duration::from_secs(20));
+    vm.set_link(0, true)?;
+    let booted = Booted::read(&mut vm)?;
+    ensure!(
+        booted.generation()? == 1 && booted.text("/source") == "network",
+        "report: {}",
+        booted.report
+    );
+    vm.wait_end()?;
+    Ok(())
+}
+
+fn second_card(trial: &Trial<'_>) -> Result<()> {
+    let server = trial.serve(&trial.lab.served(1)?)?;
+    let disk = trial.empty_cache()?;
+    let unplugged = Nic {
+        carrier: false,
+        mac: "52:54:00:12:34:01".to_owned(),
+        ..Nic::plain()
+    };
+    let booted = trial
+        .boot()
+        .disk(&disk)
+        .nic(unplugged)
+        .server(server.address().port())
+        .once("boot")?;
+    ensure!(
+        booted.generation()? == 1 && booted.text("/source") == "network",
+        "report: {}",
+        booted.report
+    );
+    Ok(())
+}
+
+fn ipv6_only(trial: &Trial<'_>) -> Result<()> {
+    let server = trial.serve_at(&trial.lab.served(1)?, "[::1]:0")?;
+    let disk = trial.empty_cache()?;
+    let nic = Nic {
+        ipv4: false,
+        ..Nic::plain()
+    };
+    // fec0::2 is the host on QEMU's user network.
+    let booted = trial
+        .boot()
+        .disk(&disk)
+        .nic(nic)
+        .words(&format!("freshroot.url=http://[fec0::2]:{}", server.address().port()))
+        .once("boot")?;
+    ensure!(
+        booted.generation()? == 1 && booted.text("/source") == "network",
+        "report: {}",
+        booted.report
+    );
+    Ok(())
+}
+
+fn consoles(trial: &Trial<'_>) -> Result<()> {
+    let disk = trial.filled_cache()?;
+    let system = trial.lab.system(Spec::generation(1))?;
+    let mut vm = trial
+        .boot()
+        .config(json!({ "log": "info" }))
+        .consoles("console=tty0 console=ttyS1 console=ttyS0")
+        .disk(&disk)
+        .system(&system)
+        .words("demo.then=poweroff")
+        .start("boot")?;
+    Booted::read(&mut vm)?;
+    vm.wait_end()?;
+    // Not the kernel's own lines: those begin with a time in brackets and go everywhere by themselves.
+    let ours = |text: &str| -> Vec<String> {
+        text.lines()
+            .map(str::trim)
+            .filter(|line| line.contains("freshroot") && !line.starts_with('['))
+            .map(str::to_owned)
+            .collect()
+    };
+    let (first, second) = (ours(&vm.said()), ours(&vm.second_port()?));
+    ensure!(first.len() >= 3, "the first console has only {first:?}");
+    for line in &first {
+        // Systemd and the report write to /dev/console only.
+        ensure!(
+            second.contains(line) || line.contains("DEMO-") || line.contains("BOOT-REPORT"),
+            "the second console lacks «{line}»"
+        );
+    }
+    Ok(())
+}
