@@ -600,6 +600,27 @@ fn row_16_a_busy_server_is_asked_again_when_it_said_and_not_before() {
 }
 
 #[test]
+fn row_16_a_server_that_wants_to_be_left_alone_for_ever_holds_nobody_up() {
+    for after in [u64::MAX.to_string(), "4000000000".to_owned(), "3600".to_owned()] {
+        let bench = Bench::new(move |_, _| Reply::new(503, b"").header("Retry-After", &after));
+        let started = Instant::now();
+        bench.assert_fails("answers 503", 0);
+        bench.ask().unwrap_err();
+        assert!(started.elapsed() < PATIENT);
+    }
+}
+
+#[test]
+fn row_16_that_one_mirror_wants_to_be_left_alone_does_not_keep_another_waiting() {
+    // The second is not ready at once, so that the first is tried before it is asked again.
+    let busy = Server::new(|_| Reply::new(503, b"").header("Retry-After", "3600"));
+    let hesitant = Server::new(honestly(|ask, reply| if ask.nth == 0 { Reply::new(500, b"") } else { reply }));
+    let bench = Bench::with(vec![hesitant, busy]);
+    bench.fetch().unwrap();
+    bench.assert_committed();
+}
+
+#[test]
 fn row_16_the_next_mirror_is_asked_at_once() {
     for status in [403, 404, 410, 500, 503] {
         let bench = Bench::with(vec![

@@ -64,7 +64,7 @@ pub fn ask(
             Err(error) => error,
         };
         log::warn!("{error}");
-        match mirrors.failed(error, jitter()) {
+        match mirrors.failed(error, jitter(), Instant::now()) {
             After::Enough => break,
             After::Pause(length) if !pause(length, Some(deadline)) => {
                 return Err(format!("no valid answer in time: {}", mirrors.failures()));

@@ -71,7 +71,7 @@ pub fn fetch_index(source: &Source<'_>, image: &Image, patience: Patience) -> Re
             Err(error) => error,
         };
         log::warn!("{error}");
-        match mirrors.failed(error, jitter()) {
+        match mirrors.failed(error, jitter(), Instant::now()) {
             After::Enough => break,
             After::Pause(length) if !pause(length, Some(end)) => break,
             After::Pause(_) => {}
@@ -151,7 +151,7 @@ impl Transfer<'_, '_> {
             }
             let Err(error) = outcome else { continue };
             log::warn!("{error}");
-            let after = self.mirrors.failed(error, jitter());
+            let after = self.mirrors.failed(error, jitter(), Instant::now());
             let end = earlier(self.patience.deadline, self.last_progress + self.patience.without_progress);
             match after {
                 After::Enough => return Err(self.mirrors.failures()),
