@@ -638,6 +638,14 @@ fn row_16_the_next_mirror_is_asked_at_once() {
 }
 
 #[test]
+fn not_modified_is_no_answer_to_who_did_not_ask_for_it() {
+    let bench = Bench::new(|_, _| Reply::new(304, b"").framing(Framing::Close));
+    let what = bench.ask().unwrap_err();
+    assert!(what.contains("304"), "{what}");
+    bench.assert_fails("304", 0);
+}
+
+#[test]
 fn not_modified_is_an_answer_to_who_asks_with_a_tag() {
     let bench = Bench::new(|ask, reply| match ask.headers.get("if-none-match").map(String::as_str) {
         Some("\"one\"") => Reply::new(304, b"").framing(Framing::Close),

@@ -98,7 +98,12 @@ fn ask_one(
         ..Request::default()
     };
     let Some((bytes, etag)) = source.client.get_bytes(&request, ANSWER_LIMIT)? else {
-        return Ok(None);
+        return match unless {
+            Some(_) => Ok(None),
+            None => Err(HttpError::Fatal(format!(
+                "{shown}: the server answers 304 to a request without a condition"
+            ))),
+        };
     };
     let refused = |refusal: crate::formats::Refusal| HttpError::Fatal(format!("{shown}: {refusal}"));
     let received = Received::parse(question, &bytes).map_err(refused)?;
