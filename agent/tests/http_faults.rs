@@ -496,6 +496,47 @@ fn row_13_endless_headers_are_refused() {
 }
 
 #[test]
+fn row_14_a_captive_portal_is_named_as_such_with_any_framing_and_by_way_of_a_redirect() {
+    let cases: Vec<(&str, Framing, bool)> = vec![
+        ("with a length", Framing::Length, false),
+        ("chunked", Framing::Chunked, false),
+        ("until it closes", Framing::Close, false),
+        ("behind a redirect", Framing::Length, true),
+    ];
+    std::thread::scope(|scope| {
+        for (why, framing, redirect) in cases {
+            scope.spawn(move || {
+                let bench = Bench::new(move |ask, _| {
+                    if redirect && ask.path != "/login" {
+                        return Reply::new(302, b"").header("Location", "/login");
+                    }
+                    Reply::new(200, PORTAL).header("Content-Type", "text/html").framing(framing.clone())
+                });
+                for begun in [false, true] {
+                    if begun {
+                        bench.new.begin(&bench.cache, &[0, 1]);
+                    }
+                    match bench.fetch() {
+                        Err(FetchError::Network(what)) => assert!(what.contains("captive portal"), "{why}, {begun}: {what}"),
+                        other => panic!("{why}: {other:?}"),
+                    }
+                    bench.assert_unchanged();
+                }
+                let images = if redirect { 4 } else { 2 };
+                assert_eq!(bench.servers[0].requests(), images, "{why}: it is not asked again");
+                assert_eq!(present(&bench.cache, &bench.new), 2, "{why}");
+                let what = bench.ask().unwrap_err();
+                assert!(what.contains("captive portal"), "{why}: {what}");
+                let what = fetch_index(&bench.source(), &bench.new.image, bench.patience)
+                    .unwrap_err()
+                    .to_string();
+                assert!(what.contains("captive portal"), "{why}: {what}");
+            });
+        }
+    });
+}
+
+#[test]
 fn row_14_a_page_as_long_as_a_chunk_is_named_on_the_first_chunk() {
     let bench = Bench::new(|_, mut reply| {
         reply.body = PORTAL.iter().copied().cycle().take(SIZE).collect();
@@ -861,4 +902,21 @@ fn two_mirrors_of_which_the_first_sends_damaged_chunks_give_the_right_image() {
     bench.assert_committed();
     assert_eq!(bench.servers[1].served()[0].ask.range(), from(2));
     assert_eq!(bench.servers[0].requests(), 1);
+}
+
+#[test]
+fn all_mirrors_are_named_when_none_helps() {
+    let bench = Bench::with(vec![
+        Server::new(|_| Reply::new(403, b"")),
+        Server::new(|_| Reply::new(200, PORTAL)),
+        Server::new(|_| Reply::new(404, b"")),
+    ]);
+    let Err(FetchError::Network(what)) = bench.fetch() else {
+        panic!("it is fetched")
+    };
+    for (mirror, words) in bench.mirrors.iter().zip(["answers 403", "captive portal", "answers 404"]) {
+        assert!(what.contains(mirror) && what.contains(words), "{what}");
+    }
+    assert_eq!(bench.servers.iter().map(Server::requests).collect::<Vec<_>>(), [1, 1, 1]);
+    bench.assert_unchanged();
 }

@@ -10,10 +10,14 @@ use super::retry::{After, Mirrors, jitter, pause};
 use super::{Progress, Source};
 use crate::cache::part::Part;
 use crate::digest::Digest;
+use crate::formats::answer::looks_like_html;
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::manifest::Image;
-use crate::http::{HttpError, Request, cut, without_credentials};
+use crate::http::{HttpError, Request, cut, page_instead, without_credentials};
 use crate::verify::Follower;
+
+/// Bytes that tell a page of HTML, with room for white space before it.
+const PAGE_START: usize = 64;
 
 /// How long a fetch may take.
 #[derive(Debug, Clone, Copy)]
@@ -187,6 +191,7 @@ impl Transfer<'_, '_> {
             self.image.size,
         ) {
             Ok(offset) => offset,
+            Err(_) if response.status == 200 && self.begins_as_page(&mut response.body) => return Err(page_instead(&shown)),
             // A server that cannot do ranges is asked for the whole; one that cannot do that either is of no use.
             Err(what) if range.is_some() && self.mirrors.stop_ranges() => {
                 return Err(HttpError::Retryable(
@@ -211,6 +216,7 @@ impl Transfer<'_, '_> {
         match read {
             Ok(()) => Ok(()),
             Err(ReadError::Network(error)) => Err(cut(&shown, &error)),
+            Err(ReadError::Page) => Err(page_instead(&shown)),
             Err(ReadError::Late) => Err(HttpError::Retryable(format!("{shown}: the time for this transfer is over"), None)),
             Err(ReadError::Stopped) => Ok(()),
             Err(ReadError::Pipeline(error)) => {
@@ -232,9 +238,11 @@ impl Transfer<'_, '_> {
                 return Err(ReadError::Stopped);
             }
             buffer.resize(length as usize, 0);
-            if let Err(error) = self.fill(body, &mut buffer) {
+            if let Err((filled, error)) = self.fill(body, &mut buffer) {
+                // A page is mostly shorter than a chunk.
+                let page = number == 0 && looks_like_html(&buffer[..filled]);
                 self.pipeline.give_back(buffer);
-                return Err(error);
+                return Err(if page { ReadError::Page } else { error });
             }
             if self.present.get(number).copied().unwrap_or(true) {
                 self.pipeline.give_back(buffer);
@@ -249,19 +257,30 @@ impl Transfer<'_, '_> {
         Ok(())
     }
 
-    /// Fills a buffer; looks at the clock after each read, so that a server that sends a byte now and then holds nobody up.
-    fn fill(&self, body: &mut impl std::io::Read, buffer: &mut [u8]) -> Result<(), ReadError> {
+    /// Whether a body of the wrong length is a page of HTML: what could be read of its first bytes tells.
+    fn begins_as_page(&self, body: &mut impl std::io::Read) -> bool {
+        let mut start = [0; PAGE_START];
+        let filled = match self.fill(body, &mut start) {
+            Ok(()) => PAGE_START,
+            Err((filled, _)) => filled,
+        };
+        looks_like_html(&start[..filled])
+    }
+
+    /// Fills a buffer; looks at the clock after each read, so that a server that sends a byte now and then holds nobody up. An error comes with
+    /// the number of bytes that were filled before it.
+    fn fill(&self, body: &mut impl std::io::Read, buffer: &mut [u8]) -> Result<(), (usize, ReadError)> {
         let end = earlier(self.patience.deadline, self.last_progress + self.patience.without_progress);
         let mut filled = 0;
         while filled < buffer.len() {
             if Instant::now() >= end {
-                return Err(ReadError::Late);
+                return Err((filled, ReadError::Late));
             }
             match body.read(&mut buffer[filled..]) {
-                Ok(0) => return Err(ReadError::Network(std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Err((filled, ReadError::Network(std::io::ErrorKind::UnexpectedEof.into()))),
                 Ok(length) => filled += length,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(ReadError::Network(error)),
+                Err(error) => return Err((filled, ReadError::Network(error))),
             }
         }
         Ok(())
@@ -293,9 +312,7 @@ impl Transfer<'_, '_> {
         }
         match bad {
             None => Ok(()),
-            Some((_, true)) => Err(HttpError::Fatal(format!(
-                "{shown}: a page of HTML came instead of the image: a captive portal, a proxy or an error page stands in between"
-            ))),
+            Some((_, true)) => Err(page_instead(shown)),
             Some((number, false)) => {
                 let what = format!(
                     "{shown}: chunk {number} is not what the signed index says: it was damaged or changed on the way, or on the server"
@@ -313,6 +330,8 @@ impl Transfer<'_, '_> {
 
 enum ReadError {
     Network(std::io::Error),
+    /// A page of HTML, shorter than a chunk.
+    Page,
     Late,
     /// A verdict says why.
     Stopped,
