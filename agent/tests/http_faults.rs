@@ -257,6 +257,19 @@ fn row_06_a_server_that_ignores_range_is_read_from_the_start_and_nothing_is_appe
 }
 
 #[test]
+fn row_06_a_server_that_ignores_range_sends_the_whole_once_however_many_holes_there_are() {
+    let files = World::new(2).files();
+    let bench = Bench::with(vec![Server::new(move |ask| Reply::new(200, &files[&ask.path]))]).begun(&[0, 2, 4, 6, 8]);
+    bench.fetch().unwrap();
+    bench.assert_committed();
+    assert_eq!(
+        (bench.servers[0].requests(), bench.received()),
+        (1, 8 * CHUNK),
+        "up to the last hole"
+    );
+}
+
+#[test]
 fn row_06_of_a_server_with_ranges_only_the_holes_are_asked_for() {
     let bench = Bench::new(|_, reply| reply).begun(&[0, 2, 3, 8]);
     bench.fetch().unwrap();

@@ -204,8 +204,13 @@ impl Transfer<'_, '_> {
         if offset == 0 && range.is_some_and(|(first, _)| first > 0) {
             log::warn!("{shown}: the server ignores Range: what is there already is received once more and not used");
         }
+        // Who sends the whole file whatever is asked for sends it once: all that is missing is taken from it.
+        let last = match response.status {
+            200 => self.present.iter().rposition(|present| !present).unwrap_or(run.last),
+            _ => run.last,
+        };
         let mut verdicts = Vec::new();
-        let read = self.read_body(&mut response.body, offset, run, &mut verdicts);
+        let read = self.read_body(&mut response.body, offset, last, &mut verdicts);
         let settled = self.pipeline.settle(&mut verdicts);
         let judged = self.judge(&shown, &mut verdicts);
         if let Err(error) = settled {
@@ -226,11 +231,11 @@ impl Transfer<'_, '_> {
         }
     }
 
-    /// Reads chunk after chunk from `offset`, which is the start of a chunk, to the end of the run. Chunks that are there already are read and dropped.
-    fn read_body(&mut self, body: &mut impl std::io::Read, offset: u64, run: Run, verdicts: &mut Vec<Verdict>) -> Result<(), ReadError> {
+    /// Reads chunk after chunk from `offset`, which is the start of a chunk, to the chunk `last`. Chunks that are there already are read and dropped.
+    fn read_body(&mut self, body: &mut impl std::io::Read, offset: u64, last: usize, verdicts: &mut Vec<Verdict>) -> Result<(), ReadError> {
         let chunks = self.index.chunks();
         let first = chunks.partition_point(|chunk| chunk.offset < offset);
-        for number in first..=run.last {
+        for number in first..=last {
             let length = chunks.get(number).map_or(0, |chunk| chunk.length);
             let mut buffer = self.pipeline.buffer(verdicts).map_err(ReadError::Pipeline)?;
             if verdicts.iter().any(|verdict| !matches!(verdict.outcome, Outcome::Written)) {
