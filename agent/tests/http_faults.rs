@@ -457,8 +457,8 @@ fn row_11_a_server_that_holds_the_client_up_is_left_within_the_limit() {
                 let bench = Bench::new(move |_, reply| fault(reply));
                 let started = Instant::now();
                 assert!(matches!(bench.fetch(), Err(FetchError::Network(_))), "{why}");
-                // Half a body counts as progress; the clock begins again after it.
-                assert!(started.elapsed() < 2 * PATIENT, "{why}: {:?}", started.elapsed());
+                // Each half of what is left counts as progress: the clock begins again after it.
+                assert!(started.elapsed() < 4 * PATIENT, "{why}: {:?}", started.elapsed());
                 bench.assert_unchanged();
                 let started = Instant::now();
                 bench.ask().unwrap_err();
@@ -468,6 +468,53 @@ fn row_11_a_server_that_holds_the_client_up_is_left_within_the_limit() {
             });
         }
     });
+}
+
+#[test]
+fn row_11_the_next_mirror_is_asked_when_one_holds_the_client_up() {
+    std::thread::scope(|scope| {
+        for (why, fault) in slow() {
+            scope.spawn(move || {
+                let bench = Bench::with(vec![Server::new(honestly(move |_, reply| fault(reply))), honest()]);
+                bench.ask().unwrap_or_else(|error| panic!("{why}: {error}"));
+                fetch_index(&bench.source(), &bench.new.image, bench.patience).unwrap_or_else(|error| panic!("{why}: {error}"));
+                bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
+                bench.assert_committed();
+                assert!(
+                    bench.received() <= SIZE + SIZE / 4,
+                    "{why}: what came from the first mirror is not fetched again"
+                );
+            });
+        }
+    });
+}
+
+#[test]
+fn row_11_a_deadline_ends_a_transfer_that_stalls_and_keeps_what_came() {
+    let bench = Bench::new(|_, reply| reply.cut(2 * CHUNK, Then::Stall));
+    let client = Client::new(
+        &[],
+        None,
+        Limits {
+            connect: Duration::from_secs(1),
+            stall: Duration::from_secs(8),
+        },
+    );
+    let bench = Bench {
+        client: Arc::new(client.unwrap()),
+        patience: Patience {
+            deadline: Some(Instant::now() + Duration::from_millis(500)),
+            without_progress: Duration::from_secs(8),
+        },
+        ..bench
+    };
+    let started = Instant::now();
+    bench.assert_fails("", 2);
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "the deadline is over: {:?}",
+        started.elapsed()
+    );
 }
 
 #[test]

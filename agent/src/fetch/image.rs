@@ -16,6 +16,8 @@ use crate::formats::manifest::Image;
 use crate::http::{HttpError, Request, cut, page_instead, without_credentials};
 use crate::verify::Follower;
 
+/// A limit of nothing at all would be no limit.
+const LEAST: Duration = Duration::from_millis(1);
 /// Bytes that tell a page of HTML, with room for white space before it.
 const PAGE_START: usize = 64;
 
@@ -58,7 +60,7 @@ pub fn fetch_index(source: &Source<'_>, image: &Image, patience: Patience) -> Re
     while let Some(number) = mirrors.current() {
         let url = format!("{}/images/{}.chunks", source.mirrors[number], image.sha256);
         let shown = without_credentials(&url);
-        let total = Some(end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        let total = Some(mirrors.share(end.saturating_duration_since(Instant::now())).max(LEAST));
         let error = match source.client.get_bytes(
             &Request {
                 url: &url,
@@ -156,6 +158,10 @@ impl Transfer<'_, '_> {
             let Err(error) = outcome else { continue };
             log::warn!("{error}");
             let after = self.mirrors.failed(error, jitter(), Instant::now());
+            if after == After::Pause(Duration::ZERO) {
+                // A mirror that was not tried yet has its own time to show what it can.
+                self.last_progress = Instant::now();
+            }
             let end = earlier(self.patience.deadline, self.last_progress + self.patience.without_progress);
             match after {
                 After::Enough => return Err(self.mirrors.failures()),
@@ -178,9 +184,15 @@ impl Transfer<'_, '_> {
         } else {
             bytes_of(run, self.index.chunks())
         };
+        // A deadline ends a wait for a server as well as a transfer; without one there is no total limit.
+        let total = self
+            .patience
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()).max(LEAST));
         let mut response = self.source.client.get(&Request {
             url,
             range,
+            total,
             ..Request::default()
         })?;
         let offset = match body_offset(
@@ -238,7 +250,12 @@ impl Transfer<'_, '_> {
         for number in first..=last {
             let length = chunks.get(number).map_or(0, |chunk| chunk.length);
             let mut buffer = self.pipeline.buffer(verdicts).map_err(ReadError::Pipeline)?;
-            if verdicts.iter().any(|verdict| !matches!(verdict.outcome, Outcome::Written)) {
+            // At once: on a slow link the next chunk takes its time, and what came counts as progress meanwhile.
+            for verdict in verdicts.iter() {
+                self.note(verdict);
+            }
+            verdicts.retain(|verdict| !matches!(verdict.outcome, Outcome::Written));
+            if !verdicts.is_empty() {
                 self.pipeline.give_back(buffer);
                 return Err(ReadError::Stopped);
             }
@@ -254,10 +271,6 @@ impl Transfer<'_, '_> {
             } else {
                 self.pipeline.push(number, buffer).map_err(ReadError::Pipeline)?;
             }
-            for verdict in verdicts.iter() {
-                self.note(verdict);
-            }
-            verdicts.retain(|verdict| !matches!(verdict.outcome, Outcome::Written));
         }
         Ok(())
     }

@@ -80,6 +80,12 @@ impl Mirrors {
         self.failures = 0;
     }
 
+    /// How much of the time that is left the current mirror may take, so that those that were not tried yet have their turn.
+    pub fn share(&self, left: Duration) -> Duration {
+        let waiting = |(number, mirror): &(usize, &Mirror)| *number != self.current && mirror.last.is_none();
+        left / (1 + self.mirrors.iter().enumerate().filter(waiting).count() as u32)
+    }
+
     /// The current mirror failed. The next one is current now. `jitter` is a random number.
     pub fn failed(&mut self, error: HttpError, jitter: u64, now: Instant) -> After {
         let wanted = match &error {
@@ -212,6 +218,16 @@ mod tests {
         let mut mirrors = Mirrors::new(1);
         let busy = HttpError::Retryable("503".to_owned(), Some(Duration::from_secs(99)));
         assert_eq!(mirrors.failed(busy, 0, Instant::now()), After::Pause(Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn mirrors_that_were_not_tried_yet_have_their_share_of_the_time() {
+        let (mut mirrors, second) = (Mirrors::new(3), Duration::from_secs(1));
+        assert_eq!(mirrors.share(3 * second), second);
+        mirrors.failed(retryable(), 0, Instant::now());
+        assert_eq!(mirrors.share(2 * second), second);
+        mirrors.failed(retryable(), 0, Instant::now());
+        assert_eq!(mirrors.share(second), second);
     }
 
     #[test]
