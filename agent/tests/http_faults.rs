@@ -861,6 +861,33 @@ fn row_20_an_index_that_the_manifest_does_not_name_is_refused_and_the_next_mirro
 }
 
 #[test]
+fn row_20_a_whole_that_its_chunks_contradict_is_never_handed_out() {
+    let mut bench = Bench::new(|_, reply| reply);
+    let liar = Digest::of(b"another image");
+    let index = bench.new.index_path();
+    let path = bench.new.image_path();
+    let files = bench.new.files();
+    bench.servers[0] = Server::new(move |ask| {
+        assert_ne!(ask.path, index);
+        Reply::new(200, &files[&path])
+    });
+    bench.mirrors = vec![bench.servers[0].url()];
+    bench.new.image.sha256 = liar;
+    let part = Part::open(&bench.cache, &bench.new.image, &bench.new.index, &|_| {}).unwrap();
+    let fetched = fetch_image(
+        &bench.source(),
+        &bench.new.image,
+        &bench.new.index,
+        &part,
+        bench.patience,
+        &progress(&bench.new),
+    );
+    assert!(matches!(fetched, Err(FetchError::Contradiction(_))), "{fetched:?}");
+    part.discard().unwrap();
+    bench.assert_unchanged();
+}
+
+#[test]
 fn row_21_a_corrupt_image_costs_its_bad_chunks_and_no_more() {
     let bench = Bench::new(|_, reply| reply);
     let mut bytes = bench.new.bytes.clone();

@@ -90,7 +90,7 @@ fn earlier(deadline: Option<Instant>, other: Instant) -> Instant {
     deadline.map_or(other, |deadline| deadline.min(other))
 }
 
-/// Fetches all chunks that `part` lacks. Returns the digest of the whole image, read back from the disk.
+/// Fetches all chunks that `part` lacks. Returns the digest of the whole image, read back from the disk: it is the one that the manifest names.
 ///
 /// # Errors
 /// See [`FetchError`]; what was fetched is recorded in the map in any case.
@@ -124,7 +124,13 @@ pub fn fetch_image(
         match (disk, fetched, digest) {
             (Some(error), _, _) | (None, _, Err(error)) => Err(FetchError::Disk(error)),
             (None, Err(what), Ok(_)) => Err(FetchError::Network(what)),
-            (None, Ok(()), Ok(digest)) => digest.ok_or_else(|| FetchError::Network("the transfer was given up".to_owned())),
+            (None, Ok(()), Ok(None)) => Err(FetchError::Network("the transfer was given up".to_owned())),
+            (None, Ok(()), Ok(Some(digest))) if digest == image.sha256 => Ok(digest),
+            (None, Ok(()), Ok(Some(digest))) => Err(FetchError::Contradiction(anyhow::anyhow!(
+                "each chunk is as the index says, but the image's digest is {} and the manifest names {}: the publisher's index and manifest contradict each other",
+                digest.short(),
+                image.sha256.short()
+            ))),
         }
     })?;
     Ok(digest)
