@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use freshroot::cache::Cache;
 use freshroot::cache::part::Part;
 use freshroot::digest::Digest;
-use freshroot::fetch::Source;
 use freshroot::fetch::answer::{Asked, Earlier, Valid, ask};
 use freshroot::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
+use freshroot::fetch::{Progress, Source};
 use freshroot::formats::answer::{Answer, Question};
 use freshroot::formats::authorised::{Authorised, Trust};
 use freshroot::formats::envelope::Envelope;
@@ -24,7 +24,7 @@ use freshroot::formats::key::SecretKey;
 use freshroot::http::{Client, HttpError, Limits, Request};
 use freshroot::verify::{verified_by_digest, verify_image};
 use support::server::{Ask, Framing, Reply, Server, Then};
-use support::world::{CHUNK, SIZE, World, kept, open, present, progress, release, trust};
+use support::world::{CHUNK, SIZE, World, kept, open, present, release, trust};
 
 const STALL: Duration = Duration::from_millis(300);
 /// Longer than the longest first pause between two tries, which is a second.
@@ -102,7 +102,7 @@ impl Bench {
             &self.new.index,
             &part,
             self.patience,
-            &progress(&self.new),
+            &Progress::new(self.new.image.size),
         )?;
         assert_eq!(digest, self.new.image.sha256, "only what was verified is handed out");
         let file = part.commit(&self.cache).unwrap();
@@ -158,9 +158,27 @@ impl Bench {
     }
 }
 
+/// The served folder, by path.
+fn files(world: &World) -> BTreeMap<String, Vec<u8>> {
+    let answer = Answer::new(world.release.clone(), world.manifest.clone());
+    BTreeMap::from([
+        ("/channels/stable.json".to_owned(), serde_json::to_vec(&answer).unwrap()),
+        (image_path(world), world.bytes.clone()),
+        (index_path(world), world.index.to_bytes()),
+    ])
+}
+
+fn image_path(world: &World) -> String {
+    format!("/images/{}.squashfs", world.image.sha256)
+}
+
+fn index_path(world: &World) -> String {
+    format!("/images/{}.chunks", world.image.sha256)
+}
+
 /// A script that is given what an honest server would answer.
 fn honestly(script: impl Fn(&Ask, Reply) -> Reply + Send + Sync + 'static) -> impl Fn(&Ask) -> Reply + Send + Sync + 'static {
-    let files = World::new(2).files();
+    let files = files(&World::new(2));
     move |ask| script(ask, Reply::honest(&files, ask))
 }
 
@@ -249,7 +267,7 @@ fn row_05_a_server_that_cuts_for_ever_is_left_and_the_next_run_goes_on_where_it_
 
 #[test]
 fn row_06_a_server_that_ignores_range_is_read_from_the_start_and_nothing_is_appended() {
-    let files = World::new(2).files();
+    let files = files(&World::new(2));
     let bench = Bench::with(vec![Server::new(move |ask| Reply::new(200, &files[&ask.path]))]).begun(&[0, 1, 2]);
     bench.fetch().unwrap();
     bench.assert_committed();
@@ -258,7 +276,7 @@ fn row_06_a_server_that_ignores_range_is_read_from_the_start_and_nothing_is_appe
 
 #[test]
 fn row_06_a_server_that_ignores_range_sends_the_whole_once_however_many_holes_there_are() {
-    let files = World::new(2).files();
+    let files = files(&World::new(2));
     let bench = Bench::with(vec![Server::new(move |ask| Reply::new(200, &files[&ask.path]))]).begun(&[0, 2, 4, 6, 8]);
     bench.fetch().unwrap();
     bench.assert_committed();
@@ -433,8 +451,10 @@ fn row_10_identity_is_asked_for_and_what_is_encoded_all_the_same_is_refused() {
     }
 }
 
+type Fault = fn(Reply) -> Reply;
+
 /// Servers that hold a client up: with nothing, with a head, in the middle of the body, one byte at a time.
-fn slow() -> Vec<(&'static str, fn(Reply) -> Reply)> {
+fn slow() -> Vec<(&'static str, Fault)> {
     vec![
         ("no head", |_| Reply::none(Then::Stall)),
         ("no body", |reply| reply.cut(0, Then::Stall)),
@@ -611,7 +631,7 @@ fn row_15_a_redirect_is_followed_and_keeps_the_range() {
     let bench = Bench::new(|ask, reply| {
         if ask.path.starts_with("/moved") {
             return Reply::honest(
-                &World::new(2).files(),
+                &files(&World::new(2)),
                 &Ask {
                     path: ask.path["/moved".len()..].to_owned(),
                     ..ask.clone()
@@ -864,9 +884,9 @@ fn row_20_an_index_that_the_manifest_does_not_name_is_refused_and_the_next_mirro
 fn row_20_a_whole_that_its_chunks_contradict_is_never_handed_out() {
     let mut bench = Bench::new(|_, reply| reply);
     let liar = Digest::of(b"another image");
-    let index = bench.new.index_path();
-    let path = bench.new.image_path();
-    let files = bench.new.files();
+    let index = index_path(&bench.new);
+    let path = image_path(&bench.new);
+    let files = files(&bench.new);
     bench.servers[0] = Server::new(move |ask| {
         assert_ne!(ask.path, index);
         Reply::new(200, &files[&path])
@@ -880,7 +900,7 @@ fn row_20_a_whole_that_its_chunks_contradict_is_never_handed_out() {
         &bench.new.index,
         &part,
         bench.patience,
-        &progress(&bench.new),
+        &Progress::new(SIZE as u64),
     );
     assert!(matches!(fetched, Err(FetchError::Contradiction(_))), "{fetched:?}");
     part.discard().unwrap();

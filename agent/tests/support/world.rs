@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 use freshroot::cache::Cache;
 use freshroot::cache::part::Part;
 use freshroot::digest::Digest;
-use freshroot::fetch::Progress;
-use freshroot::formats::answer::Answer;
 use freshroot::formats::authorised::Trust;
 use freshroot::formats::chunk_index::ChunkIndex;
 use freshroot::formats::envelope::Envelope;
@@ -119,26 +117,6 @@ impl World {
         }
     }
 
-    /// The served folder, by path.
-    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
-        let answer = Answer::new(self.release.clone(), self.manifest.clone());
-        BTreeMap::from([
-            ("/channels/stable.json".to_owned(), serde_json::to_vec(&answer).unwrap()),
-            (self.image_path(), self.bytes.clone()),
-            (self.index_path(), self.index.to_bytes()),
-        ])
-    }
-
-    /// Where the image is served.
-    pub fn image_path(&self) -> String {
-        format!("/images/{}.squashfs", self.image.sha256)
-    }
-
-    /// Where the index is served.
-    pub fn index_path(&self) -> String {
-        format!("/images/{}.chunks", self.image.sha256)
-    }
-
     /// The bytes of a chunk.
     pub fn chunk(&self, number: usize) -> &[u8] {
         &self.bytes[number * CHUNK..SIZE.min((number + 1) * CHUNK)]
@@ -184,9 +162,4 @@ pub fn kept(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 pub fn present(cache: &Cache, world: &World) -> usize {
     let part = Part::open(cache, &world.image, &world.index, &|_| {}).unwrap();
     part.present().iter().filter(|present| **present).count()
-}
-
-/// A transfer of this world's image that begins now.
-pub fn progress(world: &World) -> Progress {
-    Progress::new(world.image.size)
 }
