@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use freshroot::cache::part::Part;
 use freshroot::cache::{Cache, Held, atomic, reports};
+use freshroot::digest::Digest;
+use freshroot::fetch::retry::jitter;
 use freshroot::verify::verify_image;
 use support::strace::{Ended, FOLDER, run};
 use support::world::{CHUNK, CHUNKS, World, kept, open, present, trust};
@@ -39,6 +41,8 @@ const CALLS: &[&str] = &[
     "ftruncate",
     "fallocate",
 ];
+/// Points of one job and one kind of fault: all kills, and half of the refusals.
+const AT_MOST: usize = 90;
 const BEGIN: &str = "job-begins";
 const END: &str = "job-ends";
 /// More than any other thread of a child makes of the same call. strace counts by thread: so many are made before the job, lest another thread is met.
@@ -222,6 +226,25 @@ fn points(calls: &[Call], begin: usize, faults: &[Fault]) -> Vec<Point> {
     points
 }
 
+/// As many points as there is time for. Which ones is told, so that they can be met again.
+fn sample(points: Vec<Point>) -> Vec<Point> {
+    if points.len() <= AT_MOST {
+        return points;
+    }
+    let seed = match std::env::var("FRESHROOT_KILLS_SEED") {
+        Ok(seed) => seed.parse().expect("FRESHROOT_KILLS_SEED is a number"),
+        Err(_) => jitter() >> 32,
+    };
+    println!("{AT_MOST} of {} points, FRESHROOT_KILLS_SEED={seed}", points.len());
+    let mut numbered: Vec<_> = points
+        .into_iter()
+        .enumerate()
+        .map(|(number, point)| (Digest::of(format!("{seed} {number}").as_bytes()), point))
+        .collect();
+    numbered.sort_by_key(|(order, _)| *order);
+    numbered.into_iter().take(AT_MOST).map(|(_, point)| point).collect()
+}
+
 /// What must hold after a fault, whatever it was; and a resume.
 fn check(job: &str, point: &Point, folder: &Path, before: &BTreeMap<String, Vec<u8>>) {
     let (old, new) = (World::new(1), World::new(2));
@@ -332,7 +355,7 @@ fn disturb(job: &str, faults: &[Fault]) -> usize {
     prepare(job, &template);
     let before = kept(&template);
     let (calls, begin) = trace(job_test(job, faults), &template);
-    let points = points(&calls, begin, faults);
+    let points = sample(points(&calls, begin, faults));
     assert!(points.len() > 20, "{} points: the trace is not that of the job", points.len());
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let started = Instant::now();
