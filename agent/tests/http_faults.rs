@@ -3,6 +3,7 @@
 
 mod support {
     pub mod server;
+    pub mod strace;
     pub mod world;
 }
 
@@ -24,6 +25,7 @@ use freshroot::formats::key::SecretKey;
 use freshroot::http::{Client, HttpError, Limits, Request};
 use freshroot::verify::{verified_by_digest, verify_image};
 use support::server::{Ask, Framing, Reply, Server, Then};
+use support::strace::{Ended, FOLDER, run};
 use support::world::{CHUNK, SIZE, World, kept, open, present, release, trust};
 
 const STALL: Duration = Duration::from_millis(300);
@@ -982,6 +984,27 @@ fn row_29_a_proxy_of_the_environment_is_not_used() {
     let output = child.env_remove("no_proxy").env_remove("NO_PROXY").output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
+#[test]
+fn row_23_a_disk_that_makes_nothing_last_ends_the_fetch_before_it_has_cost_the_whole() {
+    let name = "row_23_a_disk_that_makes_nothing_last_ends_the_fetch_before_it_has_cost_the_whole";
+    if std::env::var_os(FOLDER).is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        // Only the thread that records chunks calls fdatasync.
+        let options = ["-o/dev/null", "-etrace=fdatasync", "-einject=fdatasync:error=EIO:when=1+"].map(str::to_owned);
+        let (ended, told) = run(name, folder.path(), &options);
+        assert_eq!(ended, Ended::Passed, "{told}");
+        return;
+    }
+    // A chunk for each request: the disk's refusal is known long before the second one.
+    let bench = Bench::new(|_, reply| reply.cut(CHUNK, Then::Close));
+    match bench.fetch() {
+        Err(FetchError::Disk(error)) => assert!(format!("{error:#}").contains("synchronising"), "{error:#}"),
+        other => panic!("{other:?}"),
+    }
+    bench.assert_unchanged();
+    assert_eq!(bench.servers[0].requests(), 2);
 }
 
 #[test]

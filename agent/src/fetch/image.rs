@@ -122,7 +122,8 @@ pub fn fetch_image(
         // The pipeline is ended in any case: it makes last what was written.
         let digest = pipeline.finish(fetched.is_ok());
         match (disk, fetched, digest) {
-            (Some(error), _, _) | (None, _, Err(error)) => Err(FetchError::Disk(error)),
+            // The recorder's error is the reason of the writer's, where there are both.
+            (_, _, Err(error)) | (Some(error), _, Ok(_)) => Err(FetchError::Disk(error)),
             (None, Err(what), Ok(_)) => Err(FetchError::Network(what)),
             (None, Ok(()), Ok(None)) => Err(FetchError::Network("the transfer was given up".to_owned())),
             (None, Ok(()), Ok(Some(digest))) if digest == image.sha256 => Ok(digest),

@@ -134,8 +134,9 @@ impl World {
     /// Puts the whole generation into a cache, without a network.
     pub fn install(&self, cache: &Cache, sequence: u64) {
         cache.commit_chunk_index(self.image.sha256, &self.index.to_bytes()).unwrap();
-        self.begin(cache, &(0..CHUNKS).collect::<Vec<_>>());
-        Part::open(cache, &self.image, &self.index, &|_| {}).unwrap().commit(cache).unwrap();
+        let part = Part::open(cache, &self.image, &self.index, &|_| {}).unwrap();
+        part.write(0, &self.bytes).unwrap();
+        part.commit(cache).unwrap();
         cache.commit_generation(&self.generation(sequence)).unwrap();
     }
 }
