@@ -9,7 +9,7 @@ mod support {
     pub mod world;
 }
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
@@ -459,4 +459,65 @@ fn a_disk_that_refuses_leaves_the_cache_good() {
             .sum();
         println!("{count} refusals");
     }
+}
+
+#[test]
+fn the_disk_is_told_in_the_order_that_survives_a_power_cut() {
+    for (job, test) in [
+        ("a_download", "a_download_that_is_killed_is_completed"),
+        ("a_resume", "a_resume_that_is_killed_is_completed"),
+        ("a_repair", "a_repair_that_is_killed_is_completed"),
+    ] {
+        let scratch = tempfile::tempdir().unwrap();
+        let template = scratch.path().join("template");
+        prepare(job, &template);
+        let (calls, begin) = trace(test, &template);
+        // Files with bytes, and folders with names, that the disk was not yet told to keep.
+        let (mut unsafe_files, mut unsafe_folders) = (BTreeSet::new(), BTreeSet::new());
+        let (mut renames, mut records) = (0, 0);
+        for call in &calls[begin..] {
+            match call.name.as_str() {
+                "write" | "pwrite64" => {
+                    let path = descriptor(&call.line);
+                    if path.ends_with(".map") {
+                        assert!(
+                            unsafe_files.iter().all(|path: &String| !path.ends_with(".part")),
+                            "{job}: named before it is safe: {}",
+                            call.line
+                        );
+                        records += 1;
+                    }
+                    unsafe_files.insert(path);
+                }
+                "fsync" | "fdatasync" => {
+                    let path = descriptor(&call.line);
+                    unsafe_files.remove(&path);
+                    unsafe_folders.remove(&path);
+                }
+                "rename" | "renameat" | "renameat2" => {
+                    let paths: Vec<&str> = call.line.split('"').skip(1).step_by(2).collect();
+                    assert!(!unsafe_files.contains(paths[0]), "{job}: renamed before it is safe: {}", call.line);
+                    assert!(unsafe_folders.is_empty(), "{job}: {unsafe_folders:?} before {}", call.line);
+                    for path in paths {
+                        unsafe_folders.insert(path.rsplit_once('/').unwrap().0.to_owned());
+                    }
+                    renames += 1;
+                }
+                _ => {}
+            }
+        }
+        assert!(
+            unsafe_files.is_empty() && unsafe_folders.is_empty(),
+            "{job}: {unsafe_files:?} {unsafe_folders:?}"
+        );
+        assert!(
+            renames >= 3 && records >= 1,
+            "{job}: {renames} renames and {records} records are not all of it"
+        );
+    }
+}
+
+/// The path of a call's first argument, a descriptor that strace writes as `3</path>`.
+fn descriptor(line: &str) -> String {
+    line.split_once('<').unwrap().1.split_once('>').unwrap().0.to_owned()
 }
