@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
+use crate::formats::answer::looks_like_html;
+
 /// More hops than any sane set-up has.
 const REDIRECTS: u32 = 8;
 /// Headers of an answer: a few hundred bytes are usual.
@@ -215,11 +217,21 @@ impl Client {
             .take(limit + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| cut(&shown, &error))?;
+        if looks_like_html(&bytes) {
+            return Err(page_instead(&shown));
+        }
         if bytes.len() as u64 > limit {
             return Err(HttpError::Fatal(format!("{shown}: the answer is longer than {limit} bytes")));
         }
         Ok(Some((bytes, response.etag)))
     }
+}
+
+/// A page of HTML where none was asked for.
+pub fn page_instead(url: &str) -> HttpError {
+    HttpError::Fatal(format!(
+        "{url}: a page of HTML came instead: a captive portal, a proxy or an error page stands in between"
+    ))
 }
 
 /// What a body's read error means.

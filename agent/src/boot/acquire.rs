@@ -126,7 +126,10 @@ impl<'a> Acquire<'a> {
                 Next::Ask => {
                     self.answer = match report.step("ask", |report| self.ask(report)) {
                         Ok(digest) => Answer::Names(digest),
-                        Err(why) => Answer::Failed(why),
+                        Err(why) => {
+                            report.warn(format!("no valid answer: {why}"));
+                            Answer::Failed(why)
+                        }
                     };
                 }
                 Next::Verify(digest) => {

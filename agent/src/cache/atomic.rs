@@ -24,8 +24,22 @@ pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
         .mode(0o600)
         .open(&temporary)
         .with_context(writing)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(writing)?;
-    rename(&temporary, &folder.join(name))
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .with_context(writing)
+        .and_then(|()| rename(&temporary, &folder.join(name)));
+    if written.is_err() {
+        clean_up(&temporary);
+    }
+    written
+}
+
+/// Removes what a failed step leaves, so that a full disk does not stay fuller for it. The failure itself is what is told.
+pub(super) fn clean_up(path: &Path) {
+    if let Err(error) = remove(path) {
+        log::warn!("{error:#}");
+    }
 }
 
 /// Renames within one file system, and makes the new name last.

@@ -114,6 +114,7 @@ impl Cache {
                 log::info!("removed {}, left by an interrupted write", path.display());
             }
         }
+        part::remove_lone_maps(&folder.join("partial"))?;
         Ok(cache)
     }
 
@@ -154,29 +155,36 @@ impl Cache {
         File::open(&path).with_context(|| format!("opening {}", path.display()))
     }
 
-    /// The chunk index of an image, if the one that its manifest names is there.
+    /// The chunk index of an image, if the one that its manifest names is there, beside the image or beside a part of it.
     pub fn chunk_index(&self, image: &Image) -> Option<ChunkIndex> {
-        let path = self.chunk_index_path(image.sha256);
-        let bytes = read_bounded(&path, image.chunk_index.size).ok()??;
-        if Digest::of(&bytes) != image.chunk_index.sha256 {
-            log::warn!("{} is not the index that the manifest names: it counts as absent", path.display());
-            return None;
-        }
-        ChunkIndex::parse(&bytes, image.size)
-            .map_err(|refusal| log::warn!("{}: {refusal}", path.display()))
-            .ok()
+        let (beside_part, beside_image) = self.chunk_index_paths(image.sha256);
+        [beside_image, beside_part].into_iter().find_map(|path| {
+            let bytes = read_bounded(&path, image.chunk_index.size).ok()??;
+            if Digest::of(&bytes) != image.chunk_index.sha256 {
+                log::warn!("{} is not the index that the manifest names: it counts as absent", path.display());
+                return None;
+            }
+            ChunkIndex::parse(&bytes, image.size)
+                .map_err(|refusal| log::warn!("{}: {refusal}", path.display()))
+                .ok()
+        })
     }
 
-    /// Keeps the bytes of a chunk index that was verified against its manifest.
+    /// Keeps the bytes of a chunk index that was verified against its manifest, beside the partial image; it follows the image when that is whole.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn commit_chunk_index(&self, image: Digest, bytes: &[u8]) -> Result<()> {
-        atomic::write(&self.folder.join("images"), &format!("{image}.chunks"), bytes)
+        atomic::write(&self.folder.join("partial"), &format!("{image}.chunks"), bytes)
     }
 
-    fn chunk_index_path(&self, image: Digest) -> PathBuf {
-        self.folder.join("images").join(format!("{image}.chunks"))
+    /// Where the chunk index of an image is as long as the image is partial, and after that.
+    pub(super) fn chunk_index_paths(&self, image: Digest) -> (PathBuf, PathBuf) {
+        (self.chunk_index_path("partial", image), self.chunk_index_path("images", image))
+    }
+
+    fn chunk_index_path(&self, folder: &str, image: Digest) -> PathBuf {
+        self.folder.join(folder).join(format!("{image}.chunks"))
     }
 
     /// Writes a generation: the last step of a commit. One of the same manifest is replaced.
@@ -203,7 +211,7 @@ impl Cache {
         }
         if let Some(image) = image {
             atomic::remove(&self.image_path(image))?;
-            atomic::remove(&self.chunk_index_path(image))?;
+            atomic::remove(&self.chunk_index_path("images", image))?;
         }
         atomic::sync_folder(&self.folder.join("generations"))
     }

@@ -65,24 +65,30 @@ impl Part {
                 .to_owned()
         };
         let file = options(false).open(&path).with_context(|| opening(&path))?;
-        make_room(&file, image.size).with_context(|| format!("making {}", path.display()))?;
+        let made = make_room(&file, image.size).with_context(|| format!("making {}", path.display()));
+        let made = made.and_then(|()| match named {
+            Some(_) => Ok(()),
+            None => atomic::write(&folder, &format!("{}.map", image.sha256), &identity.header()),
+        });
+        if let (Err(_), None) = (&made, &named) {
+            // It may have taken a part of the room that there was not enough of, and without a map nobody goes on with it.
+            atomic::clean_up(&path);
+        }
+        made?;
         let mut present = vec![false; index.chunks().len()];
-        match named {
-            Some(numbers) => {
-                let Damage { chunks: bad, error } = bad_chunks(&file, index, &numbers, progress);
-                if !bad.is_empty() {
-                    let why = error.map(|error| format!(" ({error})")).unwrap_or_default();
-                    log::info!(
-                        "{} of the {} chunks that were there are not good and are fetched again{why}",
-                        bad.len(),
-                        numbers.len()
-                    );
-                }
-                for number in numbers.iter().filter(|number| bad.binary_search(number).is_err()) {
-                    present[*number as usize] = true;
-                }
+        if let Some(numbers) = named {
+            let Damage { chunks: bad, error } = bad_chunks(&file, index, &numbers, progress);
+            if !bad.is_empty() {
+                let why = error.map(|error| format!(" ({error})")).unwrap_or_default();
+                log::info!(
+                    "{} of the {} chunks that were there are not good and are fetched again{why}",
+                    bad.len(),
+                    numbers.len()
+                );
             }
-            None => atomic::write(&folder, &format!("{}.map", image.sha256), &identity.header())?,
+            for number in numbers.iter().filter(|number| bad.binary_search(number).is_err()) {
+                present[*number as usize] = true;
+            }
         }
         let map = options(true).open(&map_path).with_context(|| opening(&map_path))?;
         align(&map).with_context(|| opening(&map_path))?;
@@ -168,6 +174,11 @@ impl Part {
             .sync_all()
             .with_context(|| format!("synchronising {}", self.path.display()))?;
         atomic::rename(&self.path, &cache.image_path(self.image))?;
+        // In this order an index is always found, in one of the two folders, whatever comes in between.
+        let (beside_part, beside_image) = cache.chunk_index_paths(self.image);
+        if beside_part.exists() {
+            atomic::rename(&beside_part, &beside_image)?;
+        }
         atomic::remove(&self.map_path).map(|_| ())
     }
 
@@ -181,6 +192,18 @@ impl Part {
     }
 }
 
+/// Removes maps without a file: what a commit leaves that ends between its rename and its last step.
+pub(super) fn remove_lone_maps(folder: &Path) -> Result<()> {
+    let names = atomic::names(folder)?;
+    for stem in names.iter().filter_map(|name| name.strip_suffix(".map")) {
+        let map = folder.join(format!("{stem}.map"));
+        if names.binary_search(&format!("{stem}.part")).is_err() && atomic::remove(&map)? {
+            log::info!("removed {}, the map of a partial image that is not there any more", map.display());
+        }
+    }
+    Ok(())
+}
+
 /// The chunks that a map names, if map and file belong to this image.
 fn resumable(path: &Path, map_path: &Path, identity: &PartMap, count: usize) -> Result<Option<Vec<u32>>> {
     if !path
@@ -191,9 +214,11 @@ fn resumable(path: &Path, map_path: &Path, identity: &PartMap, count: usize) -> 
     }
     // A map of entries named twice over is longer than any of ours.
     let limit = (crate::formats::part_map::HEADER + 8 * count + 4) as u64;
-    Ok(super::read_bounded(map_path, limit)
-        .unwrap_or(None)
-        .and_then(|map| identity.written(&map, count)))
+    let map = super::read_bounded(map_path, limit).unwrap_or_else(|error| {
+        log::warn!("{error:#}: what was fetched of the image is fetched again");
+        None
+    });
+    Ok(map.and_then(|map| identity.written(&map, count)))
 }
 
 /// Takes the room for the whole file at once where the file system can: a full disk is met before the download, not in its middle.

@@ -1,6 +1,6 @@
 //! Asking which generation is wanted: one request to one mirror after the other, until one answer is valid or time is up.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Source;
 use super::retry::{After, Mirrors, jitter, pause};
@@ -55,7 +55,7 @@ pub fn ask(
     let mut mirrors = Mirrors::new(source.mirrors.len());
     while let Some(number) = mirrors.current() {
         let url = format!("{}/{}", source.mirrors[number], question.path());
-        let error = match ask_one(source, &url, question, trust, earlier, deadline) {
+        let error = match ask_one(source, &url, question, trust, earlier, mirrors.share(left(deadline))) {
             Ok(None) => return Ok(Asked::NotModified),
             Ok(Some(valid)) => match accept(&valid.authorised) {
                 Ok(()) => return Ok(Asked::Valid(Box::new(valid))),
@@ -64,7 +64,7 @@ pub fn ask(
             Err(error) => error,
         };
         log::warn!("{error}");
-        match mirrors.failed(error, jitter()) {
+        match mirrors.failed(error, jitter(), Instant::now()) {
             After::Enough => break,
             After::Pause(length) if !pause(length, Some(deadline)) => {
                 return Err(format!("no valid answer in time: {}", mirrors.failures()));
@@ -75,16 +75,19 @@ pub fn ask(
     Err(mirrors.failures())
 }
 
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
 fn ask_one(
     source: &Source<'_>,
     url: &str,
     question: &Question,
     trust: &Trust,
     earlier: Option<&Earlier>,
-    deadline: Instant,
+    left: Duration,
 ) -> Result<Option<Valid>, HttpError> {
     let shown = without_credentials(url);
-    let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(HttpError::Retryable(format!("{shown}: there was no time left to ask"), None));
     }
@@ -98,7 +101,12 @@ fn ask_one(
         ..Request::default()
     };
     let Some((bytes, etag)) = source.client.get_bytes(&request, ANSWER_LIMIT)? else {
-        return Ok(None);
+        return match unless {
+            Some(_) => Ok(None),
+            None => Err(HttpError::Fatal(format!(
+                "{shown}: the server answers 304 to a request without a condition"
+            ))),
+        };
     };
     let refused = |refusal: crate::formats::Refusal| HttpError::Fatal(format!("{shown}: {refusal}"));
     let received = Received::parse(question, &bytes).map_err(refused)?;

@@ -10,10 +10,16 @@ use super::retry::{After, Mirrors, jitter, pause};
 use super::{Progress, Source};
 use crate::cache::part::Part;
 use crate::digest::Digest;
+use crate::formats::answer::looks_like_html;
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::manifest::Image;
-use crate::http::{HttpError, Request, cut, without_credentials};
+use crate::http::{HttpError, Request, cut, page_instead, without_credentials};
 use crate::verify::Follower;
+
+/// A limit of nothing at all would be no limit.
+const LEAST: Duration = Duration::from_millis(1);
+/// Bytes that tell a page of HTML, with room for white space before it.
+const PAGE_START: usize = 64;
 
 /// How long a fetch may take.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +60,7 @@ pub fn fetch_index(source: &Source<'_>, image: &Image, patience: Patience) -> Re
     while let Some(number) = mirrors.current() {
         let url = format!("{}/images/{}.chunks", source.mirrors[number], image.sha256);
         let shown = without_credentials(&url);
-        let total = Some(end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        let total = Some(mirrors.share(end.saturating_duration_since(Instant::now())).max(LEAST));
         let error = match source.client.get_bytes(
             &Request {
                 url: &url,
@@ -71,7 +77,7 @@ pub fn fetch_index(source: &Source<'_>, image: &Image, patience: Patience) -> Re
             Err(error) => error,
         };
         log::warn!("{error}");
-        match mirrors.failed(error, jitter()) {
+        match mirrors.failed(error, jitter(), Instant::now()) {
             After::Enough => break,
             After::Pause(length) if !pause(length, Some(end)) => break,
             After::Pause(_) => {}
@@ -84,7 +90,7 @@ fn earlier(deadline: Option<Instant>, other: Instant) -> Instant {
     deadline.map_or(other, |deadline| deadline.min(other))
 }
 
-/// Fetches all chunks that `part` lacks. Returns the digest of the whole image, read back from the disk.
+/// Fetches all chunks that `part` lacks. Returns the digest of the whole image, read back from the disk: it is the one that the manifest names.
 ///
 /// # Errors
 /// See [`FetchError`]; what was fetched is recorded in the map in any case.
@@ -116,9 +122,16 @@ pub fn fetch_image(
         // The pipeline is ended in any case: it makes last what was written.
         let digest = pipeline.finish(fetched.is_ok());
         match (disk, fetched, digest) {
-            (Some(error), _, _) | (None, _, Err(error)) => Err(FetchError::Disk(error)),
+            // The recorder's error is the reason of the writer's, where there are both.
+            (_, _, Err(error)) | (Some(error), _, Ok(_)) => Err(FetchError::Disk(error)),
             (None, Err(what), Ok(_)) => Err(FetchError::Network(what)),
-            (None, Ok(()), Ok(digest)) => digest.ok_or_else(|| FetchError::Network("the transfer was given up".to_owned())),
+            (None, Ok(()), Ok(None)) => Err(FetchError::Network("the transfer was given up".to_owned())),
+            (None, Ok(()), Ok(Some(digest))) if digest == image.sha256 => Ok(digest),
+            (None, Ok(()), Ok(Some(digest))) => Err(FetchError::Contradiction(anyhow::anyhow!(
+                "each chunk is as the index says, but the image's digest is {} and the manifest names {}: the publisher's index and manifest contradict each other",
+                digest.short(),
+                image.sha256.short()
+            ))),
         }
     })?;
     Ok(digest)
@@ -151,7 +164,11 @@ impl Transfer<'_, '_> {
             }
             let Err(error) = outcome else { continue };
             log::warn!("{error}");
-            let after = self.mirrors.failed(error, jitter());
+            let after = self.mirrors.failed(error, jitter(), Instant::now());
+            if after == After::Pause(Duration::ZERO) {
+                // A mirror that was not tried yet has its own time to show what it can.
+                self.last_progress = Instant::now();
+            }
             let end = earlier(self.patience.deadline, self.last_progress + self.patience.without_progress);
             match after {
                 After::Enough => return Err(self.mirrors.failures()),
@@ -174,9 +191,15 @@ impl Transfer<'_, '_> {
         } else {
             bytes_of(run, self.index.chunks())
         };
+        // A deadline ends a wait for a server as well as a transfer; without one there is no total limit.
+        let total = self
+            .patience
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()).max(LEAST));
         let mut response = self.source.client.get(&Request {
             url,
             range,
+            total,
             ..Request::default()
         })?;
         let offset = match body_offset(
@@ -187,6 +210,7 @@ impl Transfer<'_, '_> {
             self.image.size,
         ) {
             Ok(offset) => offset,
+            Err(_) if response.status == 200 && self.begins_as_page(&mut response.body) => return Err(page_instead(&shown)),
             // A server that cannot do ranges is asked for the whole; one that cannot do that either is of no use.
             Err(what) if range.is_some() && self.mirrors.stop_ranges() => {
                 return Err(HttpError::Retryable(
@@ -199,8 +223,13 @@ impl Transfer<'_, '_> {
         if offset == 0 && range.is_some_and(|(first, _)| first > 0) {
             log::warn!("{shown}: the server ignores Range: what is there already is received once more and not used");
         }
+        // Who sends the whole file whatever is asked for sends it once: all that is missing is taken from it.
+        let last = match response.status {
+            200 => self.present.iter().rposition(|present| !present).unwrap_or(run.last),
+            _ => run.last,
+        };
         let mut verdicts = Vec::new();
-        let read = self.read_body(&mut response.body, offset, run, &mut verdicts);
+        let read = self.read_body(&mut response.body, offset, last, &mut verdicts);
         let settled = self.pipeline.settle(&mut verdicts);
         let judged = self.judge(&shown, &mut verdicts);
         if let Err(error) = settled {
@@ -211,6 +240,7 @@ impl Transfer<'_, '_> {
         match read {
             Ok(()) => Ok(()),
             Err(ReadError::Network(error)) => Err(cut(&shown, &error)),
+            Err(ReadError::Page) => Err(page_instead(&shown)),
             Err(ReadError::Late) => Err(HttpError::Retryable(format!("{shown}: the time for this transfer is over"), None)),
             Err(ReadError::Stopped) => Ok(()),
             Err(ReadError::Pipeline(error)) => {
@@ -220,48 +250,62 @@ impl Transfer<'_, '_> {
         }
     }
 
-    /// Reads chunk after chunk from `offset`, which is the start of a chunk, to the end of the run. Chunks that are there already are read and dropped.
-    fn read_body(&mut self, body: &mut impl std::io::Read, offset: u64, run: Run, verdicts: &mut Vec<Verdict>) -> Result<(), ReadError> {
+    /// Reads chunk after chunk from `offset`, which is the start of a chunk, to the chunk `last`. Chunks that are there already are read and dropped.
+    fn read_body(&mut self, body: &mut impl std::io::Read, offset: u64, last: usize, verdicts: &mut Vec<Verdict>) -> Result<(), ReadError> {
         let chunks = self.index.chunks();
         let first = chunks.partition_point(|chunk| chunk.offset < offset);
-        for number in first..=run.last {
+        for number in first..=last {
             let length = chunks.get(number).map_or(0, |chunk| chunk.length);
             let mut buffer = self.pipeline.buffer(verdicts).map_err(ReadError::Pipeline)?;
-            if verdicts.iter().any(|verdict| !matches!(verdict.outcome, Outcome::Written)) {
+            // At once: on a slow link the next chunk takes its time, and what came counts as progress meanwhile.
+            for verdict in verdicts.iter() {
+                self.note(verdict);
+            }
+            verdicts.retain(|verdict| !matches!(verdict.outcome, Outcome::Written));
+            if !verdicts.is_empty() {
                 self.pipeline.give_back(buffer);
                 return Err(ReadError::Stopped);
             }
             buffer.resize(length as usize, 0);
-            if let Err(error) = self.fill(body, &mut buffer) {
+            if let Err((filled, error)) = self.fill(body, &mut buffer) {
+                // A page is mostly shorter than a chunk.
+                let page = number == 0 && looks_like_html(&buffer[..filled]);
                 self.pipeline.give_back(buffer);
-                return Err(error);
+                return Err(if page { ReadError::Page } else { error });
             }
             if self.present.get(number).copied().unwrap_or(true) {
                 self.pipeline.give_back(buffer);
             } else {
                 self.pipeline.push(number, buffer).map_err(ReadError::Pipeline)?;
             }
-            for verdict in verdicts.iter() {
-                self.note(verdict);
-            }
-            verdicts.retain(|verdict| !matches!(verdict.outcome, Outcome::Written));
         }
         Ok(())
     }
 
-    /// Fills a buffer; looks at the clock after each read, so that a server that sends a byte now and then holds nobody up.
-    fn fill(&self, body: &mut impl std::io::Read, buffer: &mut [u8]) -> Result<(), ReadError> {
+    /// Whether a body of the wrong length is a page of HTML: what could be read of its first bytes tells.
+    fn begins_as_page(&self, body: &mut impl std::io::Read) -> bool {
+        let mut start = [0; PAGE_START];
+        let filled = match self.fill(body, &mut start) {
+            Ok(()) => PAGE_START,
+            Err((filled, _)) => filled,
+        };
+        looks_like_html(&start[..filled])
+    }
+
+    /// Fills a buffer; looks at the clock after each read, so that a server that sends a byte now and then holds nobody up. An error comes with
+    /// the number of bytes that were filled before it.
+    fn fill(&self, body: &mut impl std::io::Read, buffer: &mut [u8]) -> Result<(), (usize, ReadError)> {
         let end = earlier(self.patience.deadline, self.last_progress + self.patience.without_progress);
         let mut filled = 0;
         while filled < buffer.len() {
             if Instant::now() >= end {
-                return Err(ReadError::Late);
+                return Err((filled, ReadError::Late));
             }
             match body.read(&mut buffer[filled..]) {
-                Ok(0) => return Err(ReadError::Network(std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Err((filled, ReadError::Network(std::io::ErrorKind::UnexpectedEof.into()))),
                 Ok(length) => filled += length,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(ReadError::Network(error)),
+                Err(error) => return Err((filled, ReadError::Network(error))),
             }
         }
         Ok(())
@@ -293,9 +337,7 @@ impl Transfer<'_, '_> {
         }
         match bad {
             None => Ok(()),
-            Some((_, true)) => Err(HttpError::Fatal(format!(
-                "{shown}: a page of HTML came instead of the image: a captive portal, a proxy or an error page stands in between"
-            ))),
+            Some((_, true)) => Err(page_instead(shown)),
             Some((number, false)) => {
                 let what = format!(
                     "{shown}: chunk {number} is not what the signed index says: it was damaged or changed on the way, or on the server"
@@ -313,6 +355,8 @@ impl Transfer<'_, '_> {
 
 enum ReadError {
     Network(std::io::Error),
+    /// A page of HTML, shorter than a chunk.
+    Page,
     Late,
     /// A verdict says why.
     Stopped,

@@ -149,7 +149,7 @@ fn write_chunks(
     let mut present = part.present().to_vec();
     advance(follower, index, &present);
     for (number, bytes) in chunks {
-        let outcome = match index.chunks().get(number) {
+        let mut outcome = match index.chunks().get(number) {
             Some(chunk) if bytes.len() == chunk.length as usize && Digest::of(&bytes) == chunk.digest => {
                 match part.write(chunk.offset, &bytes) {
                     Ok(()) => Outcome::Written,
@@ -164,8 +164,9 @@ fn write_chunks(
             present[number] = true;
             advance(follower, index, &present);
             if written.send(number as u32).is_err() {
-                // The recorder ended because the disk refused it; its error is told when it is joined.
-                log::debug!("chunk {number} is written and not recorded");
+                // What cannot be made last is not worth fetching: it would be fetched again after the next start. The recorder's own error,
+                // which is told when it is joined, says why.
+                outcome = Outcome::Disk(anyhow::anyhow!("chunk {number} is written and cannot be made to last"));
             }
         }
         if told.send((Verdict { number, outcome }, bytes)).is_err() {

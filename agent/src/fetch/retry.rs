@@ -6,11 +6,15 @@ use crate::http::HttpError;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A server may ask for any number of seconds; beyond a day it makes no difference, and an instant far enough away cannot be told.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// What is remembered of a mirror within one fetch.
 #[derive(Debug, Clone, Default)]
 struct Mirror {
     last: Option<HttpError>,
+    /// The server asked to be left alone until then.
+    not_before: Option<Instant>,
     excluded: bool,
     without_ranges: bool,
     sent_bad_chunk: bool,
@@ -76,8 +80,14 @@ impl Mirrors {
         self.failures = 0;
     }
 
+    /// How much of the time that is left the current mirror may take, so that those that were not tried yet have their turn.
+    pub fn share(&self, left: Duration) -> Duration {
+        let waiting = |(number, mirror): &(usize, &Mirror)| *number != self.current && mirror.last.is_none();
+        left / (1 + self.mirrors.iter().enumerate().filter(waiting).count() as u32)
+    }
+
     /// The current mirror failed. The next one is current now. `jitter` is a random number.
-    pub fn failed(&mut self, error: HttpError, jitter: u64) -> After {
+    pub fn failed(&mut self, error: HttpError, jitter: u64, now: Instant) -> After {
         let wanted = match &error {
             HttpError::Retryable(_, after) => *after,
             HttpError::Fatal(_) | HttpError::NotFound(_) => None,
@@ -86,27 +96,36 @@ impl Mirrors {
         if let Some(mirror) = self.mirrors.get_mut(self.current) {
             mirror.last = Some(error);
             mirror.excluded = excluded;
+            mirror.not_before = wanted.map(|wanted| now + wanted.min(RETRY_AFTER_LIMIT));
         }
         let count = self.mirrors.len();
-        let Some(next) = (1..=count)
-            .map(|step| (self.current + step) % count)
-            .find(|number| !self.mirrors[*number].excluded)
-        else {
-            return After::Enough;
-        };
-        let alone = next == self.current;
-        let tried = self.mirrors[next].last.is_some();
-        self.current = next;
+        let in_turn = || (1..=count).map(|step| (self.current + step) % count);
         self.failures += 1;
-        if !tried && !alone {
+        if let Some(untried) = in_turn().find(|number| self.mirrors[*number].last.is_none()) {
             // A mirror that nobody has tried yet is not kept waiting.
+            self.current = untried;
             return After::Pause(Duration::ZERO);
         }
         let round = (self.failures.saturating_sub(1) / count.max(1) as u32).min(5);
         let pause = (FIRST_PAUSE * 2u32.pow(round)).min(LONGEST_PAUSE);
         // Half of it is random, so that a rack of machines that lost power together does not come back as one.
         let jittered = pause / 2 + Duration::from_millis(jitter % (pause.as_millis() as u64 / 2 + 1));
-        After::Pause(jittered.max(wanted.unwrap_or(Duration::ZERO)))
+        // What one server asked for keeps nobody waiting for another one.
+        let ready = |number: usize| {
+            let pause_ends = now + jittered;
+            self.mirrors[number].not_before.map_or(pause_ends, |at| at.max(pause_ends))
+        };
+        match in_turn()
+            .filter(|number| !self.mirrors[*number].excluded)
+            .min_by_key(|number| ready(*number))
+        {
+            None => After::Enough,
+            Some(next) => {
+                let pause = ready(next).saturating_duration_since(now);
+                self.current = next;
+                After::Pause(pause)
+            }
+        }
     }
 
     /// What went wrong, mirror by mirror.
@@ -127,7 +146,10 @@ impl Mirrors {
 
 /// Pauses, not beyond the deadline. False if the deadline comes first: then there is no pause.
 pub fn pause(length: Duration, deadline: Option<Instant>) -> bool {
-    let until = Instant::now() + length;
+    // What lies further ahead than the clock can count never ends.
+    let Some(until) = Instant::now().checked_add(length) else {
+        return false;
+    };
     if deadline.is_some_and(|deadline| until >= deadline) {
         return false;
     }
@@ -160,20 +182,20 @@ mod tests {
     #[test]
     fn the_next_mirror_is_tried_at_once_and_a_second_round_waits() {
         let mut mirrors = Mirrors::new(2);
-        assert_eq!(mirrors.failed(retryable(), 0), After::Pause(Duration::ZERO));
+        assert_eq!(mirrors.failed(retryable(), 0, Instant::now()), After::Pause(Duration::ZERO));
         assert_eq!(mirrors.current(), Some(1));
-        assert!(matches!(mirrors.failed(retryable(), 0), After::Pause(pause) if pause >= Duration::from_millis(500)));
+        assert!(matches!(mirrors.failed(retryable(), 0, Instant::now()), After::Pause(pause) if pause >= Duration::from_millis(500)));
         assert_eq!(mirrors.current(), Some(0));
     }
 
     #[test]
     fn a_mirror_that_cannot_help_is_not_asked_again() {
         let mut mirrors = Mirrors::new(2);
-        mirrors.failed(HttpError::NotFound("404".to_owned()), 0);
+        mirrors.failed(HttpError::NotFound("404".to_owned()), 0, Instant::now());
         assert_eq!(mirrors.current(), Some(1));
-        mirrors.failed(retryable(), 0);
+        mirrors.failed(retryable(), 0, Instant::now());
         assert_eq!(mirrors.current(), Some(1));
-        assert_eq!(mirrors.failed(HttpError::Fatal("403".to_owned()), 0), After::Enough);
+        assert_eq!(mirrors.failed(HttpError::Fatal("403".to_owned()), 0, Instant::now()), After::Enough);
         assert_eq!(mirrors.failures(), "404; 403");
     }
 
@@ -182,19 +204,50 @@ mod tests {
         let mut mirrors = Mirrors::new(1);
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            if let After::Pause(pause) = mirrors.failed(retryable(), u64::MAX) {
+            if let After::Pause(pause) = mirrors.failed(retryable(), u64::MAX, Instant::now()) {
                 pauses.push(pause.as_millis());
             }
         }
         assert!(pauses[0] <= 1000 && pauses[7] <= 30_000 && pauses[7] >= 15_000, "{pauses:?}");
         mirrors.progressed();
-        assert!(matches!(mirrors.failed(retryable(), 0), After::Pause(pause) if pause <= Duration::from_secs(1)));
+        assert!(matches!(mirrors.failed(retryable(), 0, Instant::now()), After::Pause(pause) if pause <= Duration::from_secs(1)));
     }
 
     #[test]
     fn the_time_that_a_server_names_is_respected() {
         let mut mirrors = Mirrors::new(1);
         let busy = HttpError::Retryable("503".to_owned(), Some(Duration::from_secs(99)));
-        assert_eq!(mirrors.failed(busy, 0), After::Pause(Duration::from_secs(99)));
+        assert_eq!(mirrors.failed(busy, 0, Instant::now()), After::Pause(Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn mirrors_that_were_not_tried_yet_have_their_share_of_the_time() {
+        let (mut mirrors, second) = (Mirrors::new(3), Duration::from_secs(1));
+        assert_eq!(mirrors.share(3 * second), second);
+        mirrors.failed(retryable(), 0, Instant::now());
+        assert_eq!(mirrors.share(2 * second), second);
+        mirrors.failed(retryable(), 0, Instant::now());
+        assert_eq!(mirrors.share(second), second);
+    }
+
+    #[test]
+    fn no_time_that_a_server_names_is_too_long_to_be_counted() {
+        let mut mirrors = Mirrors::new(1);
+        let busy = HttpError::Retryable("503".to_owned(), Some(Duration::MAX));
+        assert_eq!(mirrors.failed(busy, 0, Instant::now()), After::Pause(RETRY_AFTER_LIMIT));
+    }
+
+    #[test]
+    fn a_server_that_wants_to_be_left_alone_keeps_nobody_waiting_for_another() {
+        let (mut mirrors, now) = (Mirrors::new(2), Instant::now());
+        mirrors.failed(retryable(), 0, now);
+        let busy = HttpError::Retryable("503".to_owned(), Some(Duration::from_secs(99)));
+        assert!(matches!(mirrors.failed(busy, 0, now), After::Pause(pause) if pause <= Duration::from_secs(2)));
+        assert_eq!(mirrors.current(), Some(0));
+        // The first is asked again and again while the second is left alone, and no longer.
+        assert!(matches!(mirrors.failed(retryable(), 0, now), After::Pause(pause) if pause <= Duration::from_secs(4)));
+        assert_eq!(mirrors.current(), Some(0));
+        mirrors.failed(retryable(), 0, now + Duration::from_secs(100));
+        assert_eq!(mirrors.current(), Some(1));
     }
 }

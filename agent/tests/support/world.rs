@@ -1,0 +1,166 @@
+//! A published world in memory: an image in nine chunks, its index, its manifest and a signed release. And what a cache looks like.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use freshroot::cache::Cache;
+use freshroot::cache::part::Part;
+use freshroot::digest::Digest;
+use freshroot::formats::authorised::Trust;
+use freshroot::formats::chunk_index::ChunkIndex;
+use freshroot::formats::envelope::Envelope;
+use freshroot::formats::generation::Generation;
+use freshroot::formats::key::SecretKey;
+use freshroot::formats::manifest::{FileRef, Image};
+use serde_json::json;
+
+/// Length of all chunks but the last.
+pub const CHUNK: usize = 64 << 10;
+/// Chunks of an image.
+pub const CHUNKS: usize = 9;
+/// Length of an image: the last chunk is a short one.
+pub const SIZE: usize = (CHUNKS - 1) * CHUNK + 1234;
+
+/// One generation, as its publisher holds it.
+pub struct World {
+    /// The image's bytes.
+    pub bytes: Vec<u8>,
+    /// The image, as the manifest describes it.
+    pub image: Image,
+    /// Its chunk index.
+    pub index: ChunkIndex,
+    /// The manifest's text.
+    pub manifest: String,
+    /// The signed release.
+    pub release: Envelope,
+}
+
+/// The key that machines trust.
+pub fn key() -> SecretKey {
+    SecretKey::from_seed("test-1", &[1; 32]).unwrap()
+}
+
+/// Trust in [`key`] alone.
+pub fn trust() -> Trust {
+    Trust {
+        keys: vec![key().public()],
+        ..Trust::default()
+    }
+}
+
+/// A release of a manifest, signed by `key`.
+pub fn release(manifest: &str, serial: u64, key: &SecretKey) -> Envelope {
+    let payload = json!({
+        "version": 1, "channel": "stable", "serial": serial, "created": 1_700_000_000u64, "notAfter": 1_800_000_000u64,
+        "manifest": Digest::of(manifest.as_bytes()),
+    });
+    let mut envelope = Envelope::unsigned(payload.to_string().as_bytes());
+    envelope.sign(key).unwrap();
+    envelope
+}
+
+impl World {
+    /// The world of a serial: each has another image.
+    pub fn new(serial: u64) -> Self {
+        let mut state = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .take(SIZE)
+        .collect();
+        bytes[..4].copy_from_slice(b"hsqs");
+        let index = ChunkIndex::new(bytes.chunks(CHUNK).map(|chunk| (chunk.len() as u32, Digest::of(chunk)))).unwrap();
+        let index_bytes = index.to_bytes();
+        let image = Image {
+            sha256: Digest::of(&bytes),
+            size: bytes.len() as u64,
+            chunk_index: FileRef {
+                sha256: Digest::of(&index_bytes),
+                size: index_bytes.len() as u64,
+            },
+            verity: None,
+            zstd: None,
+        };
+        let manifest = json!({
+            "version": 1,
+            "systems": [{"name": "default", "toplevel": format!("/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-nixos-system-{serial}"), "initKind": "prepare-root"}],
+            "kernel": {"storeName": "2c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-linux-6.6", "release": "6.6.1"},
+            "kernelParams": [],
+            "image": image,
+        })
+        .to_string();
+        let release = release(&manifest, serial, &key());
+        Self {
+            bytes,
+            image,
+            index,
+            manifest,
+            release,
+        }
+    }
+
+    /// The generation that a machine keeps of it.
+    pub fn generation(&self, sequence: u64) -> Generation {
+        Generation {
+            version: 1,
+            release: Some(self.release.clone()),
+            manifest: self.manifest.clone(),
+            sequence,
+            accepted: 1_700_000_000,
+            source: "http://test/channels/stable.json".to_owned(),
+            etag: None,
+        }
+    }
+
+    /// The bytes of a chunk.
+    pub fn chunk(&self, number: usize) -> &[u8] {
+        &self.bytes[number * CHUNK..SIZE.min((number + 1) * CHUNK)]
+    }
+
+    /// Writes these chunks to the partial image and names them in the map, as an interrupted download does.
+    pub fn begin(&self, cache: &Cache, chunks: &[usize]) {
+        let part = Part::open(cache, &self.image, &self.index, &|_| {}).unwrap();
+        for number in chunks {
+            part.write((number * CHUNK) as u64, self.chunk(*number)).unwrap();
+            part.record(&[*number as u32]).unwrap();
+        }
+    }
+
+    /// Puts the whole generation into a cache, without a network.
+    pub fn install(&self, cache: &Cache, sequence: u64) {
+        cache.commit_chunk_index(self.image.sha256, &self.index.to_bytes()).unwrap();
+        let part = Part::open(cache, &self.image, &self.index, &|_| {}).unwrap();
+        part.write(0, &self.bytes).unwrap();
+        part.commit(cache).unwrap();
+        cache.commit_generation(&self.generation(sequence)).unwrap();
+    }
+}
+
+/// Opens a cache that nobody else holds.
+pub fn open(folder: &Path) -> Cache {
+    Cache::open(folder, Instant::now() + Duration::from_secs(5)).unwrap()
+}
+
+/// Every file in `images/` and `generations/`, with its bytes.
+pub fn kept(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for name in ["images", "generations"] {
+        for entry in fs::read_dir(folder.join(name)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(folder).unwrap().display().to_string();
+            files.insert(name, fs::read(&path).unwrap());
+        }
+    }
+    files
+}
+
+/// How many chunks a partial image holds that are verified.
+pub fn present(cache: &Cache, world: &World) -> usize {
+    let part = Part::open(cache, &world.image, &world.index, &|_| {}).unwrap();
+    part.present().iter().filter(|present| **present).count()
+}
