@@ -164,7 +164,7 @@ fn lint(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
         if options.filter.as_ref().is_some_and(|text| !name.contains(text.as_str())) {
             continue;
         }
-        let output = Tool::new(*program, CARGO_LIMIT)
+        let output = Tool::new(program, CARGO_LIMIT)
             .args(*arguments)
             .current_dir(workspace.root())
             .output()?;

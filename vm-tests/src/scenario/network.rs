@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::json;
 
 use super::Scenario;
 use crate::qemu::Nic;
@@ -96,18 +95,21 @@ fn ipv6_only(trial: &Trial<'_>) -> Result<()> {
 fn consoles(trial: &Trial<'_>) -> Result<()> {
     let disk = trial.filled_cache()?;
     let system = trial.lab.system(Spec::generation(1))?;
-    let booted = trial
+    let mut vm = trial
         .boot()
         .consoles("console=tty0 console=ttyS0")
         .disk(&disk)
         .system(&system)
         // A login prompt clears the screen.
-        .words("systemd.mask=getty@tty1.service")
+        .words("systemd.mask=getty@tty1.service demo.then=poweroff")
         .script("cat /dev/vcs1")
-        .once("boot")?;
-    for line in ["freshroot: system: /nix/store/", "freshroot: starting /nix/store/"] {
+        .start("boot")?;
+    let mut booted = Booted::read(&mut vm)?;
+    booted.read_script(&mut vm)?;
+    vm.wait_end()?;
+    for line in ["freshroot: initramfs: ", "freshroot: starting /nix/store/"] {
         ensure!(booted.script.contains(line), "the screen lacks «{line}»: {}", booted.script);
-        ensure!(booted.console.contains(line), "the serial port lacks «{line}»");
+        ensure!(vm.said().contains(line), "the serial port lacks «{line}»");
     }
     Ok(())
 }
