@@ -33,14 +33,12 @@ pub enum Command {
         /// As JSON instead of text.
         json: bool,
     },
-    /// Run a program in another root; the hand-over uses it.
-    ChrootExec {
-        /// The new root.
-        root: PathBuf,
-        /// The program, by its path in the new root.
-        program: OsString,
-        /// Its arguments, without its name.
-        arguments: Vec<OsString>,
+    /// Become a program on a terminal; the failure policy's shell uses it.
+    TtyExec {
+        /// The terminal.
+        tty: PathBuf,
+        /// The program.
+        program: PathBuf,
     },
     /// Print the help of one command, or of the program.
     Help(Option<&'static CommandHelp>),
@@ -152,7 +150,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
         Some("plan") => plan(&mut parser),
         Some("status") => status(&mut parser),
         Some("help") => help(&mut parser),
-        Some("chroot-exec") => chroot_exec(&mut parser),
+        Some("tty-exec") => tty_exec(&mut parser),
         Some(_) | None => Err(no_command(&name)),
     }
 }
@@ -215,17 +213,15 @@ fn help(parser: &mut Parser) -> Result<Command, Usage> {
     }
 }
 
-/// Not in the help: the hand-over calls it. What follows the program is the program's, whatever it looks like.
-fn chroot_exec(parser: &mut Parser) -> Result<Command, Usage> {
-    let missing = || Usage("chroot-exec takes ROOT PROGRAM ARGUMENT…".to_owned());
+/// Not in the help: the failure policy calls it.
+fn tty_exec(parser: &mut Parser) -> Result<Command, Usage> {
     let mut rest = parser.raw_args().map_err(|error| Usage(error.to_string()))?;
-    match (rest.next(), rest.next()) {
-        (Some(root), Some(program)) if !root.is_empty() && !program.is_empty() => Ok(Command::ChrootExec {
-            root: root.into(),
-            program,
-            arguments: rest.collect(),
+    match (rest.next(), rest.next(), rest.next()) {
+        (Some(tty), Some(program), None) if !tty.is_empty() && !program.is_empty() => Ok(Command::TtyExec {
+            tty: tty.into(),
+            program: program.into(),
         }),
-        (Some(_) | None, Some(_) | None) => Err(missing()),
+        (Some(_) | None, Some(_) | None, Some(_) | None) => Err(Usage("tty-exec takes TTY PROGRAM".to_owned())),
     }
 }
 
@@ -355,11 +351,10 @@ mod tests {
             ("freshroot plan --json --help", Command::Help(command("plan"))),
             ("freshroot status --help", Command::Help(command("status"))),
             (
-                "freshroot chroot-exec /sysroot /bin/x --root -- a",
-                Command::ChrootExec {
-                    root: "/sysroot".into(),
-                    program: "/bin/x".into(),
-                    arguments: words("--root -- a"),
+                "freshroot tty-exec /dev/ttyS0 /bin/sh",
+                Command::TtyExec {
+                    tty: "/dev/ttyS0".into(),
+                    program: "/bin/sh".into(),
                 },
             ),
         ] {
@@ -381,7 +376,8 @@ mod tests {
             ("freshroot plan --json=1", ["--json", "freshroot help plan"]),
             ("freshroot boot now", ["boot does not take «now»", ""]),
             ("freshroot help plan x", ["«x»", ""]),
-            ("freshroot chroot-exec /x", ["ROOT PROGRAM", ""]),
+            ("freshroot tty-exec /x", ["TTY PROGRAM", ""]),
+            ("freshroot tty-exec /x /y z", ["TTY PROGRAM", ""]),
         ] {
             let usage = parse(words(line), 2).unwrap_err().to_string();
             assert!(parts.iter().all(|part| usage.contains(part)), "{line}: {usage}");
@@ -419,6 +415,6 @@ mod tests {
             assert!(text.contains(&format!("Usage: freshroot {}", about.name)) && about.options.iter().all(|(o, ..)| text.contains(o)));
             assert!(help_text(None).contains(about.summary));
         }
-        assert!(!help_text(None).contains("chroot-exec"));
+        assert!(!help_text(None).contains("tty-exec"));
     }
 }

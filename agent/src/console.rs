@@ -19,7 +19,7 @@ const RECORD_LIMIT: usize = 960;
 const CONSOLE_PATIENCE: Duration = Duration::from_millis(200);
 const PREFIX: &str = "freshroot: ";
 
-/// Sends the log to the kernel log and the consoles below `root` (`/` but for tests). Once per process.
+/// Sends the log to the kernel log and the consoles below `root` (`/` but for tests). Once per process; [`log::set_max_level`] changes the level later.
 pub fn init(root: &Path, level: LevelFilter) {
     // Ten records in five seconds are the limit otherwise, and the rest is lost.
     if let Err(error) = fs::write(root.join("proc/sys/kernel/printk_devkmsg"), "on\n") {
@@ -32,7 +32,7 @@ pub fn init(root: &Path, level: LevelFilter) {
     let mut builder = env_logger::Builder::new();
     builder
         .filter_level(LevelFilter::Warn)
-        .filter_module("freshroot", level)
+        .filter_module("freshroot", LevelFilter::Trace)
         .format(|line, record| {
             let prefix = if record.level() <= log::Level::Warn {
                 format!("{}: ", record.level().as_str().to_lowercase())
@@ -44,6 +44,7 @@ pub fn init(root: &Path, level: LevelFilter) {
     if builder.target(env_logger::Target::Pipe(Box::new(sink))).try_init().is_err() {
         eprintln!("{PREFIX}the log was set up before");
     }
+    log::set_max_level(level);
 }
 
 /// Sends the log to standard error: for commands that a person runs.

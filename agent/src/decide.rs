@@ -26,8 +26,8 @@ pub struct Candidate {
     pub manifest: Digest,
     /// Whether it holds the system that is wanted.
     pub wanted: bool,
-    /// Why it cannot run under this kernel; nothing if it can.
-    pub kernel_differs: Option<String>,
+    /// Why it cannot run here: another kernel, no init. Nothing if it can.
+    pub unfit: Option<String>,
     /// Its image.
     pub image: ImageState,
     /// Why its image could not be had at this boot.
@@ -37,12 +37,13 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    fn bootable(&self) -> bool {
-        self.kernel_differs.is_none() && matches!(self.image, ImageState::Unchecked | ImageState::Verified)
+    /// Whether it could be booted from what is here.
+    pub fn bootable(&self) -> bool {
+        self.unfit.is_none() && matches!(self.image, ImageState::Unchecked | ImageState::Verified)
     }
 
     fn fetchable(&self) -> bool {
-        self.kernel_differs.is_none() && self.failed.is_none() && matches!(self.image, ImageState::Absent | ImageState::Partial)
+        self.unfit.is_none() && self.failed.is_none() && matches!(self.image, ImageState::Absent | ImageState::Partial)
     }
 }
 
@@ -144,14 +145,10 @@ fn named(situation: &Situation, digest: &Digest, mode: PolicyMode) -> Decision {
     let why = match candidate {
         Some(candidate) if candidate.bootable() => return use_image(Some(candidate), "fresh", "the newest generation is cached"),
         Some(candidate) if candidate.fetchable() => return fetch(Some(candidate), "stale", "a newer generation is published"),
-        Some(Candidate {
-            kernel_differs: Some(why), ..
-        }) => why.clone(),
+        Some(Candidate { unfit: Some(why), .. }) => why.clone(),
         Some(Candidate { failed: Some(why), .. }) => why.clone(),
         Some(Candidate {
-            failed: None,
-            kernel_differs: None,
-            ..
+            failed: None, unfit: None, ..
         })
         | None => "the generation that the answer names is not there".to_owned(),
     };
@@ -212,7 +209,7 @@ fn fall_back(situation: &Situation, rule: &'static str, why: &str) -> Decision {
 fn give_up(situation: &Situation, why: &str) -> Decision {
     let mut told = vec![why.to_owned()];
     for candidate in &situation.candidates {
-        let reasons = [&candidate.kernel_differs, &candidate.failed];
+        let reasons = [&candidate.unfit, &candidate.failed];
         let reason = reasons.into_iter().flatten().next();
         let state = match (reason, &candidate.image) {
             (Some(reason), _) if told.contains(reason) => continue,
@@ -254,7 +251,7 @@ mod tests {
         Candidate {
             manifest: digest(number),
             wanted,
-            kernel_differs: None,
+            unfit: None,
             image,
             failed: None,
             name: format!("g{number}"),
@@ -303,7 +300,7 @@ mod tests {
             let mut candidate = candidate(number, wanted, image(first));
             for word in words {
                 match word {
-                    "other kernel" => candidate.kernel_differs = Some("other kernel".to_owned()),
+                    "other kernel" => candidate.unfit = Some("other kernel".to_owned()),
                     "fetch failed" => candidate.failed = Some("fetch failed".to_owned()),
                     other => panic!("candidate {other}"),
                 }
@@ -349,7 +346,7 @@ mod tests {
     #[test]
     fn giving_up_says_why_each_generation_does_not_serve() {
         let mut other = candidate(2, false, ImageState::Unchecked);
-        other.kernel_differs = Some("it needs kernel 6.6".to_owned());
+        other.unfit = Some("it needs kernel 6.6".to_owned());
         let situation = Situation {
             mode: PolicyMode::Wait,
             exact: false,
@@ -369,7 +366,7 @@ mod tests {
 
     prop_compose! {
         fn any_candidate()(number in 0u8..6, wanted: bool, image in any_image(), kernel: bool) -> Candidate {
-            Candidate { kernel_differs: kernel.then(|| "other kernel".to_owned()), ..candidate(number, wanted, image) }
+            Candidate { unfit: kernel.then(|| "other kernel".to_owned()), ..candidate(number, wanted, image) }
         }
     }
 
@@ -421,7 +418,7 @@ mod tests {
                     Next::Boot(digest) => {
                         let found = situation.candidates.iter().find(|candidate| candidate.manifest == digest).unwrap();
                         prop_assert_eq!(&found.image, &ImageState::Verified);
-                        prop_assert!(found.kernel_differs.is_none());
+                        prop_assert!(found.unfit.is_none());
                         if mode == PolicyMode::RequireFresh {
                             let named = matches!(&situation.answer, Answer::Names(newest) if *newest == digest);
                             prop_assert!(named || (exact && found.wanted), "require-fresh boots only what was confirmed");

@@ -85,6 +85,11 @@ fn end(command: RebootCommand) -> anyhow::Error {
     }
 }
 
+/// A pause with a line every few seconds; `what` comes after it.
+pub fn pause(root: &Path, length: Duration, what: &str) {
+    count_down(root, length, what);
+}
+
 fn count_down(root: &Path, pause: Duration, what: &str) {
     let until = Instant::now() + pause;
     while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {

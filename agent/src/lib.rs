@@ -4,7 +4,9 @@
 //! The modules follow one line: observe → decide → plan → act. Values and decisions are pure; effects are thin, and do not import one another;
 //! [`boot`] alone knows the order.
 
+pub mod boot;
 pub mod cache;
+pub mod candidates;
 pub mod cli;
 pub mod console;
 pub mod decide;
@@ -18,6 +20,9 @@ pub mod http;
 pub mod kmod;
 pub mod mount;
 pub mod net;
+pub mod plan;
+#[cfg(feature = "publish")]
+pub mod publish;
 pub mod report;
 mod run;
 pub mod select;

@@ -1,14 +1,24 @@
 //! From a command to its effects.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{Write as _, stdout};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
+use crate::boot::acquire::cache_folder;
+use crate::boot::system::entries;
+use crate::candidates::RunningKernel;
 use crate::cli::{Command, help_text};
+use crate::plan::plan;
+use crate::report::{self, Report};
+use crate::settings::Settings;
 
-/// Exit code of a command that this build does not have.
-const ABSENT: u8 = 3;
+/// Reports are a few kilobytes.
+const REPORT_LIMIT: u64 = 1 << 20;
 
 /// Runs a command; gives the exit code of the process.
 ///
@@ -18,10 +28,20 @@ pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Help(about) => print(&help_text(about)),
         Command::Version => print(concat!("freshroot ", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::Boot => absent("boot"),
-        Command::Plan { .. } => absent("plan"),
-        Command::Status { .. } => absent("status"),
-        Command::ChrootExec { .. } => absent("chroot-exec"),
+        Command::Boot => {
+            if std::process::id() != 1 {
+                bail!("boot is the job of PID 1 in an initrd; «freshroot plan» shows what it would do");
+            }
+            crate::boot::boot()
+        }
+        Command::Plan {
+            root,
+            cmdline,
+            config,
+            json,
+        } => show_plan(&root, cmdline.as_deref(), config.as_deref(), json),
+        Command::Status { root, json } => show_status(&root, json),
+        Command::TtyExec { tty, program } => match crate::failure::tty_exec(&tty, &program)? {},
     }
 }
 
@@ -30,7 +50,35 @@ fn print(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn absent(command: &str) -> Result<ExitCode> {
-    eprintln!("freshroot: this build does not have the command {command} yet");
-    Ok(ExitCode::from(ABSENT))
+fn show_plan(root: &Path, cmdline: Option<&OsStr>, config: Option<&Path>, json: bool) -> Result<ExitCode> {
+    let settings = Settings::read_with(root, config, cmdline.map(OsStr::as_bytes))?;
+    let release = root.join("proc/sys/kernel/osrelease");
+    let release = fs::read_to_string(&release).with_context(|| format!("reading {}", release.display()))?;
+    let kernel = RunningKernel {
+        release: release.trim().to_owned(),
+        store_name: settings.kernel.store_name.clone(),
+    };
+    let mounted = root.join(crate::boot::CACHE.trim_start_matches('/'));
+    let cache = cache_folder(&mounted, &settings);
+    let plan = plan(&settings, cache.exists().then_some(cache.as_path()), &kernel, &entries(&settings)?)?;
+    if json {
+        print(&(serde_json::to_string_pretty(&plan)? + "\n"))
+    } else {
+        print(&plan.to_string())
+    }
+}
+
+fn show_status(root: &Path, json: bool) -> Result<ExitCode> {
+    use std::io::Read as _;
+    let path = root.join(report::PATH);
+    let mut text = String::new();
+    let file = fs::File::open(&path).with_context(|| format!("opening {}: was this system booted by freshroot?", path.display()))?;
+    file.take(REPORT_LIMIT)
+        .read_to_string(&mut text)
+        .with_context(|| format!("reading {}", path.display()))?;
+    let report: Report = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+    if report.version != 1 {
+        bail!("{} has version {}, this program knows version 1", path.display(), report.version);
+    }
+    if json { print(&text) } else { print(&report.to_string()) }
 }

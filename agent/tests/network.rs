@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use freshroot::net::{Family, IpParam, NetError, NetPaths, NetSettings, Network, ip_param};
+use freshroot::net::{Family, IpParam, NetError, NetPaths, NetSettings, Network, Summary, ip_param};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Two namespaces: the machine that boots, and the network that it is plugged into.
@@ -228,6 +228,15 @@ fn await_line(log: &Receiver<String>, text: &str, times: usize) {
     }
 }
 
+/// Waits until the network's thread tells of this.
+fn await_summary(network: &Network, wanted: impl Fn(&Summary) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !wanted(&network.summary()) {
+        assert!(Instant::now() < deadline, "it stayed at {:?}", network.summary());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn up(settings: &NetSettings, seconds: u64) -> (Result<Network, NetError>, Vec<String>, Duration) {
     let began = Instant::now();
     let mut lines = Vec::new();
@@ -273,8 +282,9 @@ fn a_lease_brings_address_routes_dns_and_mtu_and_tearing_down_leaves_nothing() {
         let network = network.unwrap_or_else(|err| panic!("{err}: {lines:?}"));
         let summary = network.summary();
         assert_eq!(summary.interface, "eth0");
+        let range = "192.0.2.50".parse::<IpAddr>().unwrap()..="192.0.2.60".parse().unwrap();
         assert!(
-            summary.addresses[0].to_string().starts_with("192.0.2.5") && summary.addresses[0].length == 24,
+            range.contains(&summary.addresses[0].address) && summary.addresses[0].length == 24,
             "{summary:?}"
         );
         assert_eq!(summary.gateways, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
@@ -348,13 +358,13 @@ fn a_lease_that_the_server_refuses_to_renew_is_replaced() {
         let log = lab.dnsmasq("srv0", &["--dhcp-range=192.0.2.150,192.0.2.160,255.255.255.0,2m"]);
         await_line(&log, "DHCPNAK", 1);
         await_line(&log, "DHCPACK", 1);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while network.summary().addresses.first().is_none_or(|now| *now == first) && Instant::now() < deadline {
-            thread::yield_now();
-        }
+        await_summary(&network, |now| now.addresses.first().is_some_and(|now| *now != first));
         let addresses = lab.machine(&["-4", "addr", "show", "eth0"]);
+        let second = network.summary().addresses[0];
+        let range = "192.0.2.150".parse::<IpAddr>().unwrap()..="192.0.2.160".parse().unwrap();
+        assert!(range.contains(&second.address), "{second}");
         assert!(
-            addresses.contains("192.0.2.15") && !addresses.contains(&first.to_string()),
+            addresses.contains(&second.to_string()) && !addresses.contains(&first.to_string()),
             "{addresses}"
         );
         network.tear_down(false).unwrap();
@@ -383,11 +393,8 @@ fn a_carrier_that_comes_after_three_seconds_is_waited_for() {
 #[test]
 fn a_card_whose_driver_comes_late_is_picked_up() {
     Lab::test(|lab| {
-        lab.card("tmp0", "srv0", &[SERVER]);
-        lab.dnsmasq("srv0", &[RANGE]);
-        lab.machine(&["link", "del", "tmp0"]);
         let (machine, network) = (lab.machine.clone(), lab.network.clone());
-        let insert = thread::spawn(move || {
+        let driver = thread::spawn(move || {
             thread::sleep(Duration::from_secs(1));
             run(
                 "ip",
@@ -395,17 +402,15 @@ fn a_card_whose_driver_comes_late_is_picked_up() {
                     "link", "add", "eth7", "netns", &machine, "type", "veth", "peer", "name", "srv0", "netns", &network,
                 ],
             );
-            run("ip", &["-n", &network, "addr", "add", SERVER, "dev", "srv0"]);
             run("ip", &["-n", &network, "link", "set", "srv0", "up"]);
         });
-        // IPv6 is off so that only the card itself is at issue; dnsmasq was bound to the former port, so the address is written out.
         let settings = NetSettings {
             ip: parsed(&["192.0.2.9::192.0.2.1:24"]),
             ..lab.settings()
         };
         let (network, lines, _) = up(&settings, 20);
-        insert.join().unwrap();
-        let network = network.unwrap();
+        driver.join().unwrap();
+        let network = network.unwrap_or_else(|err| panic!("{err}: {lines:?}"));
         assert_eq!(network.summary().interface, "eth7");
         assert_eq!(lines[0], "waiting for a network interface");
         network.tear_down(false).unwrap();
@@ -553,12 +558,35 @@ fn the_family_that_is_needed_is_waited_for_and_the_other_comes_along() {
 }
 
 #[test]
+fn a_dhcp_server_that_comes_late_adds_ipv4_to_a_network_that_is_up() {
+    Lab::test(|lab| {
+        lab.card("eth0", "srv0", &[SERVER, "2001:db8:1::1/64"]);
+        lab.dnsmasq("srv0", &RA);
+        let before = lab.state();
+        let network = up(&lab.settings(), 20).0.unwrap();
+        assert!(network.summary().addresses.iter().all(|a| a.address.is_ipv6()));
+        let log = lab.dnsmasq("srv0", &[RANGE, "--dhcp-option=option:dns-server,192.0.2.53"]);
+        await_line(&log, "DHCPACK", 1);
+        await_summary(&network, |now| now.dns.len() == 2);
+        let summary = network.summary();
+        assert!(summary.addresses[0].address.is_ipv4(), "{summary:?}");
+        assert!(
+            lab.resolv_conf().contains("nameserver 192.0.2.53\nnameserver 2001:db8:1::53\n"),
+            "{}",
+            lab.resolv_conf()
+        );
+        network.tear_down(false).unwrap();
+        assert_eq!(lab.state(), before);
+    });
+}
+
+#[test]
 fn nobody_answering_is_told_at_the_deadline_and_leaves_nothing() {
     Lab::test(|lab| {
         lab.card("eth0", "dead0", &[]);
         let before = lab.state();
         let (network, lines, took) = up(&lab.settings(), 5);
-        let err = network.err().expect("no network");
+        let err = network.expect_err("no network");
         assert!(
             matches!(&err, NetError::NoLease { links, asked, .. } if links == &["eth0"] && *asked >= 2),
             "{err:?} {lines:?}"
@@ -576,14 +604,14 @@ fn no_carrier_and_no_card_are_told_apart() {
         for (name, text) in [("class", "0x020000\n"), ("vendor", "0x8086\n"), ("device", "0x100e\n")] {
             fs::write(sys.join(name), text).unwrap();
         }
-        let err = up(&lab.settings(), 1).0.err().expect("no network");
+        let err = up(&lab.settings(), 1).0.expect_err("no network");
         assert!(
             err.to_string().contains("[8086:100e]") && matches!(err, NetError::NoInterface { .. }),
             "{err}"
         );
         lab.card("eth0", "dead0", &[]);
         lab.network(&["link", "set", "dead0", "down"]);
-        let err = up(&lab.settings(), 1).0.err().expect("no network");
+        let err = up(&lab.settings(), 1).0.expect_err("no network");
         assert!(matches!(&err, NetError::NoCarrier { links, .. } if links == &["eth0"]), "{err}");
         let err = up(
             &NetSettings {
@@ -593,8 +621,7 @@ fn no_carrier_and_no_card_are_told_apart() {
             1,
         )
         .0
-        .err()
-        .expect("no network");
+        .expect_err("no network");
         assert!(
             err.to_string().contains("eth0 (not the interface that network.interface names)"),
             "{err}"
@@ -607,8 +634,7 @@ fn no_carrier_and_no_card_are_told_apart() {
             30,
         )
         .0
-        .err()
-        .expect("no network");
+        .expect_err("no network");
         assert!(matches!(err, NetError::Off), "{err}");
     });
 }

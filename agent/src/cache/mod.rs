@@ -7,6 +7,7 @@ pub mod atomic;
 pub mod evict;
 pub mod part;
 pub mod reports;
+pub mod room;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Read as _;
@@ -43,8 +44,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Cache {
     folder: PathBuf,
-    // Held for its lock.
-    _lock: File,
+    /// Held for its lock; none on a file system that cannot be written, where nobody changes anything.
+    lock: Option<File>,
 }
 
 /// What the cache holds of an image.
@@ -71,11 +72,18 @@ pub struct Known {
 pub type Found = (Vec<Known>, Vec<String>);
 
 impl Cache {
-    /// Opens the cache in `folder`, making what is missing, and locks it. Waits for the lock until `deadline`.
+    /// Opens the cache in `folder`, making what is missing, and locks it. Waits for the lock until `deadline`. What is cached on a file system
+    /// that cannot be written can be booted all the same.
     ///
     /// # Errors
     /// If the folder cannot be made or written, or somebody else holds the lock too long.
     pub fn open(folder: &Path, deadline: Instant) -> Result<Self> {
+        if read_only(folder) {
+            return Ok(Self {
+                folder: folder.to_owned(),
+                lock: None,
+            });
+        }
         let making = |path: &Path| format!("making the folder {}", path.display());
         DirBuilder::new()
             .recursive(true)
@@ -99,7 +107,7 @@ impl Cache {
         let lock = lock(&folder.join("lock"), deadline)?;
         let cache = Self {
             folder: folder.to_owned(),
-            _lock: lock,
+            lock: Some(lock),
         };
         for name in FOLDERS.iter().filter(|name| **name != "tries") {
             for path in atomic::remove_leftovers(&folder.join(name))? {
@@ -107,6 +115,11 @@ impl Cache {
             }
         }
         Ok(cache)
+    }
+
+    /// Whether it can be written.
+    pub fn writable(&self) -> bool {
+        self.lock.is_some()
     }
 
     /// The folder.
@@ -194,6 +207,12 @@ impl Cache {
         }
         atomic::sync_folder(&self.folder.join("generations"))
     }
+}
+
+/// Whether the nearest folder that exists lies on a file system that is mounted read-only.
+fn read_only(folder: &Path) -> bool {
+    let status = folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok());
+    status.is_some_and(|status| status.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 fn lock(path: &Path, deadline: Instant) -> Result<File> {

@@ -151,19 +151,24 @@ impl Part {
             .with_context(|| format!("writing {}", self.map_path.display()))
     }
 
-    /// The finished image takes its place: fsync, rename, fsync of the folders. Returns the file, opened for reading only.
+    /// The file once more, for reading only: it stays the same file when it takes its place.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn reopen(&self) -> Result<File> {
+        File::open(&self.path).with_context(|| format!("opening {}", self.path.display()))
+    }
+
+    /// The finished and verified image takes its place: fsync, rename, fsync of the folders.
     ///
     /// # Errors
     /// If a step fails; the partial image is then still there.
-    pub fn commit(self, cache: &Cache) -> Result<File> {
+    pub fn commit(self, cache: &Cache) -> Result<()> {
         self.file
             .sync_all()
             .with_context(|| format!("synchronising {}", self.path.display()))?;
-        // Opened before the rename: the same file, whatever its name is later, and without the right to write.
-        let image = File::open(&self.path).with_context(|| format!("opening {}", self.path.display()))?;
         atomic::rename(&self.path, &cache.image_path(self.image))?;
-        atomic::remove(&self.map_path)?;
-        Ok(image)
+        atomic::remove(&self.map_path).map(|_| ())
     }
 
     /// Throws the partial image away: its whole was not what it should be.
@@ -317,7 +322,8 @@ mod tests {
         let (folder, cache, image, index, bytes) = world();
         let part = Part::open(&cache, &image, &index, &|_| {}).unwrap();
         part.write(0, &bytes).unwrap();
-        let file = part.commit(&cache).unwrap();
+        let file = part.reopen().unwrap();
+        part.commit(&cache).unwrap();
         assert_eq!(std::fs::read(cache.image_path(image.sha256)).unwrap(), bytes);
         assert!(file.write_all_at(b"x", 0).is_err(), "it is open for reading only");
         assert!(atomic::names(&folder.path().join("partial")).unwrap().is_empty());

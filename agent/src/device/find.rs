@@ -15,6 +15,9 @@ use crate::uevent::{Received, Source, Uevent};
 /// keep the boot waiting.
 const MOST_LOOKS: usize = 16;
 
+/// How many events are taken in a row before it is looked at the clock or at the disks, for the same reason.
+const MOST_EVENTS: u32 = 4096;
+
 /// Why a device was not found.
 #[derive(Debug)]
 pub enum FindError {
@@ -133,9 +136,11 @@ pub fn wait_for(
             looks = 0;
         }
         let until = if decided || last { Instant::now() } else { deadline };
-        match news(events, until, progress)? {
-            News::Changed(names) if looks < MOST_LOOKS && !last => changed = Some(names),
-            News::Lost if looks < MOST_LOOKS && !last => changed = None,
+        let news = news(events, until, progress)?;
+        let again = looks < MOST_LOOKS && !last && (decided || Instant::now() < deadline);
+        match news {
+            News::Changed(names) if again => changed = Some(names),
+            News::Lost if again => changed = None,
             News::Changed(_) | News::Lost | News::Nothing if decided || last => return conclude(name, found, seen),
             News::Changed(_) | News::Lost | News::Nothing => {
                 last = true;
@@ -179,8 +184,12 @@ enum News {
 fn news(events: &mut impl Source, until: Instant, progress: &mut dyn FnMut(Progress<'_>)) -> Result<News, FindError> {
     let mut changed = BTreeSet::new();
     let mut lost = false;
-    loop {
-        let wait = if changed.is_empty() && !lost { until } else { Instant::now() };
+    for received in 0_u32.. {
+        let has_news = lost || !changed.is_empty();
+        if received >= MOST_EVENTS && (has_news || Instant::now() >= until) {
+            break;
+        }
+        let wait = if has_news { Instant::now() } else { until };
         match events.next(wait).map_err(|error| FindError::Io {
             doing: "following the kernel's uevents",
             error,
@@ -195,11 +204,14 @@ fn news(events: &mut impl Source, until: Instant, progress: &mut dyn FnMut(Progr
                 lost = true;
                 progress(Progress::Overrun);
             }
-            Received::Deadline if lost => return Ok(News::Lost),
-            Received::Deadline if changed.is_empty() => return Ok(News::Nothing),
-            Received::Deadline => return Ok(News::Changed(changed)),
+            Received::Deadline => break,
         }
     }
+    Ok(match (lost, changed.is_empty()) {
+        (true, _) => News::Lost,
+        (false, true) => News::Nothing,
+        (false, false) => News::Changed(changed),
+    })
 }
 
 #[cfg(test)]
@@ -365,5 +377,40 @@ mod tests {
         machine.script = names.iter().flat_map(|name| [Step::Disk(name, "other"), Step::Pause]).collect();
         assert_eq!(machine.wait_for("LABEL=cache").0, "sda");
         assert!(machine.script.len() > 60, "{} left", machine.script.len());
+    }
+
+    #[test]
+    fn events_without_end_do_not_outlast_the_deadline() {
+        struct Endless(&'static [u8]);
+        impl Source for Endless {
+            fn next(&mut self, _: Instant) -> io::Result<Received> {
+                Ok(Received::Event(parse(self.0).unwrap()))
+            }
+        }
+        let machine = Machine::new(vec![]);
+        machine.plug("sda", "other");
+        for message in [
+            &b"add@/devices/usb1\0SUBSYSTEM=usb\0"[..],
+            b"change@/devices/sda\0SUBSYSTEM=block\0",
+        ] {
+            let deadline = Instant::now() + Duration::from_millis(50);
+            let error = wait_for(
+                machine.root.path(),
+                &"LABEL=cache".parse().unwrap(),
+                deadline,
+                &mut Endless(message),
+                &mut |_| {},
+            )
+            .unwrap_err();
+            assert!(Instant::now() >= deadline && error.to_string().contains("/dev/sda"), "{error}");
+            wait_for(
+                machine.root.path(),
+                &"LABEL=other".parse().unwrap(),
+                deadline,
+                &mut Endless(message),
+                &mut |_| {},
+            )
+            .unwrap();
+        }
     }
 }

@@ -51,6 +51,11 @@ impl Progress {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// So many bytes are there now, if that is more than before.
+    pub fn reach(&self, done: u64) {
+        self.done.fetch_max(done, Ordering::Relaxed);
+    }
+
     /// Bytes that were there before.
     pub fn reused(&self) -> u64 {
         self.reused.load(Ordering::Relaxed)

@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::handover::toplevel::Toplevel;
+use crate::handover::toplevel::{InitKind, Toplevel};
 
 /// How long `prepare-root` may take. Activation of a large system takes seconds, on a slow disk a minute.
 pub const PREPARE_ROOT_LIMIT: Duration = Duration::from_secs(300);
@@ -102,28 +102,76 @@ impl fmt::Display for Step {
 
 /// The steps of a hand-over, in order.
 pub fn plan(handover: &HandOver) -> Vec<Step> {
+    let toplevel = &handover.toplevel;
+    let expected = Expected {
+        sysroot: &handover.sysroot,
+        toplevel: toplevel.path(),
+        kind: toplevel.kind(),
+    };
+    steps(&expected, &handover.args, handover.prepare_root_limit)
+}
+
+/// What is known of a hand-over before anything is mounted: `freshroot plan` has the kind from the manifest.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Where the new root will be mounted.
+    pub sysroot: &'a Path,
+    /// The store path of the system.
+    pub toplevel: &'a Path,
+    /// How it is started.
+    pub kind: InitKind,
+}
+
+/// The steps of a hand-over that is only expected. The kind `NixosInit` has those of a system without activation; it is refused before.
+pub fn steps(expected: &Expected<'_>, args: &[OsString], prepare_root_limit: Duration) -> Vec<Step> {
     let share = |folder: &&str| Step::ShareMounts {
         from: PathBuf::from("/").join(folder),
-        to: handover.sysroot.join(folder),
+        to: expected.sysroot.join(folder),
     };
     let mut steps: Vec<Step> = API_FOLDERS.iter().map(share).collect();
-    steps.extend(handover.toplevel.prepare_root().map(|program| Step::RunPrepareRoot {
-        program,
-        limit: handover.prepare_root_limit,
-    }));
-    let program = handover.toplevel.init();
+    match expected.kind {
+        InitKind::PrepareRoot => steps.push(Step::RunPrepareRoot {
+            program: expected.toplevel.join("prepare-root"),
+            limit: prepare_root_limit,
+        }),
+        InitKind::Scripted | InitKind::NixosInit => {}
+    }
+    let program = expected.toplevel.join("init");
     steps.extend([
         Step::CheckInit { program: program.clone() },
         Step::MoveRoot {
-            sysroot: handover.sysroot.clone(),
+            sysroot: expected.sysroot.to_owned(),
         },
         Step::DetachOldMounts,
         Step::EmptyInitramfs,
         Step::OpenConsole,
         Step::Exec {
             program,
-            args: handover.args.clone(),
+            args: args.to_vec(),
         },
     ]);
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_kind_with_an_activation_runs_one() {
+        for (kind, runs) in [
+            (InitKind::Scripted, false),
+            (InitKind::PrepareRoot, true),
+            (InitKind::NixosInit, false),
+        ] {
+            let expected = Expected {
+                sysroot: Path::new("/sysroot"),
+                toplevel: Path::new("/nix/store/a"),
+                kind,
+            };
+            let steps = steps(&expected, &[], PREPARE_ROOT_LIMIT);
+            assert_eq!(steps.iter().any(|step| matches!(step, Step::RunPrepareRoot { .. })), runs, "{kind}");
+            assert!(matches!(steps.last(), Some(Step::Exec { .. })));
+        }
+    }
 }

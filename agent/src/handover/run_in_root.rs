@@ -9,7 +9,7 @@ use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -58,6 +58,8 @@ pub fn run_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], li
 }
 
 fn spawn_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], output: std::io::PipeWriter) -> Result<Child> {
+    // Before the root changes: `Stdio::null()` would look for /dev/null in the new root.
+    let input = std::fs::File::open("/dev/null").context("opening /dev/null")?;
     unshare(CloneFlags::CLONE_FS).context("taking the working folder of a thread apart")?;
     rustix::process::chroot(root).with_context(|| format!("changing the root of a thread to {}", root.display()))?;
     rustix::process::chdir("/").context("changing into the new root")?;
@@ -65,7 +67,7 @@ fn spawn_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], outp
     Command::new(program)
         .env_clear()
         .envs(env.iter().map(|(key, value)| (key.as_os_str(), value.as_os_str())))
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(output)
         .stderr(errors)
         .process_group(0)

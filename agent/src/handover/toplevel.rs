@@ -59,14 +59,6 @@ impl Toplevel {
     pub fn init(&self) -> PathBuf {
         self.path.join("init")
     }
-
-    /// `prepare-root`, where the kind has one.
-    pub fn prepare_root(&self) -> Option<PathBuf> {
-        match self.kind {
-            InitKind::PrepareRoot => Some(self.path.join("prepare-root")),
-            InitKind::Scripted | InitKind::NixosInit => None,
-        }
-    }
 }
 
 /// Why a toplevel cannot be started: the path, what is wrong, what to do.

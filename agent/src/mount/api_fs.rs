@@ -93,7 +93,7 @@ pub fn mount_api_file_systems(root: &Path, log: &mut MountLog) -> Result<()> {
 
 /// Whether something of its own is mounted at `at`: its device number differs from its parent's. A bind of the same file system would not be
 /// seen, and does not matter here: these file systems each have a device number of their own.
-fn is_mount_point(root: &Path, at: &Path) -> Result<bool> {
+pub fn is_mount_point(root: &Path, at: &Path) -> Result<bool> {
     let device = |path: &Path| -> Result<u64> {
         let fd = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .with_context(|| format!("opening {}", path.display()))?;

@@ -222,6 +222,9 @@ impl MountEntry {
             Some(seconds) => Some(Duration::from_secs(u64::from(seconds))),
             None => options.device_timeout,
         };
+        if entry.create.is_some() && !matches!(kind, MountKind::Bind { .. }) {
+            return Err(refuse("«create» is for the source of a bind; leave it out".to_owned()));
+        }
         let create = ownership(entry.create.as_ref()).map_err(refuse)?;
         Ok(Self {
             mount_point,
@@ -524,6 +527,16 @@ mod tests {
         assert!(serde_json::from_str::<FileSystemEntry>(r#"{"mountPoint": "/a", "autoFormat": true}"#).is_err());
         assert!(serde_json::from_str::<FileSystemEntry>(r#"{"mountPoint": "/a", "need": "maybe"}"#).is_err());
         assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "timeout": 0}"#)).is_err());
-        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "create": {"mode": "rwx"}}"#)).is_err());
+        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "create": {}}"#)).is_err());
+        let bind = |create: &str| format!(r#"{{"mountPoint": "/a", "device": "/b", "options": ["bind"], "create": {create}}}"#);
+        assert_eq!(
+            valid(&bind(r#"{"mode": "0700", "uid": 1}"#)).create(),
+            Ownership {
+                mode: 0o700,
+                uid: 1,
+                gid: 0
+            }
+        );
+        assert!(MountEntry::validate(&parsed(&bind(r#"{"mode": "rwx"}"#))).is_err());
     }
 }

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
+use serde::Serialize;
 
 /// One mount that was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Mounted {
     /// Where, as a path of ours, with symlinks resolved.
     pub at: PathBuf,

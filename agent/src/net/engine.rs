@@ -15,14 +15,11 @@ use super::netlink::message::{Link, Note};
 use super::netlink::socket::{Notifications, Requests};
 use super::port::Port;
 use super::prefix::is_link_local;
-use super::ra::RaDns;
 use super::resolv::{self, Server};
-use super::{Family, NetError, NetSettings, Summary, pci, wait};
+use super::{Family, NetError, NetSettings, Summary, dns, pci, wait};
 
 /// After an error of the loop itself one waits this long before the next round, so that a lasting error does not spin.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
-/// What routers say about DNS is kept for so many options.
-const MAX_RA_DNS: usize = 16;
 
 /// Ends the loop from another thread.
 #[derive(Debug, Clone)]
@@ -229,7 +226,11 @@ impl Engine {
                     port.v6_routes.retain(|r| *r != route);
                 }
             }
-            Note::Dns(index, dns) => self.router_dns(index, dns),
+            Note::Dns(index, dns) => {
+                if let Some(port) = self.ports.get_mut(&index).filter(|p| p.plan.v6 == V6::Ra) {
+                    port.heard.hear(dns, Instant::now());
+                }
+            }
             Note::Address(_) | Note::Route(_) | Note::Answer(_) | Note::Done => {}
         }
     }
@@ -250,12 +251,7 @@ impl Engine {
                     let had_carrier = link.carrier;
                     let mut port = Port::open(link, plan, &self.settings.paths.proc, &mut self.requests);
                     if had_carrier {
-                        port.start(
-                            &self.settings,
-                            self.seed ^ u64::from(index) << 32,
-                            Instant::now(),
-                            &mut self.requests,
-                        );
+                        port.start(&self.settings, next_seed(&mut self.seed), Instant::now(), &mut self.requests);
                     }
                     self.ports.insert(index, port);
                 }
@@ -273,34 +269,9 @@ impl Engine {
         let (before, now) = (port.link.carrier, link.carrier);
         port.link = link;
         match (before, now) {
-            (false, true) => port.start(
-                &self.settings,
-                self.seed ^ u64::from(index) << 32,
-                Instant::now(),
-                &mut self.requests,
-            ),
+            (false, true) => port.start(&self.settings, next_seed(&mut self.seed), Instant::now(), &mut self.requests),
             (true, false) => port.pause(),
             (true, true) | (false, false) => {}
-        }
-    }
-
-    fn router_dns(&mut self, index: u32, dns: RaDns) {
-        let Some(port) = self.ports.get_mut(&index).filter(|p| p.plan.v6 == V6::Ra) else {
-            return;
-        };
-        let now = Instant::now();
-        let lifetime = match &dns {
-            RaDns::Servers(_, lifetime) | RaDns::Domains(_, lifetime) => *lifetime,
-        };
-        let same = |old: &RaDns| match (old, &dns) {
-            (RaDns::Servers(a, _), RaDns::Servers(b, _)) => a == b,
-            (RaDns::Domains(a, _), RaDns::Domains(b, _)) => a == b,
-            (RaDns::Servers(..), RaDns::Domains(..)) | (RaDns::Domains(..), RaDns::Servers(..)) => false,
-        };
-        port.ra_dns.retain(|(old, until)| *until > now && !same(old));
-        // A lifetime of zero takes back what was said; more routers than this are a mistake or an attack.
-        if !lifetime.is_zero() && port.ra_dns.len() < MAX_RA_DNS {
-            port.ra_dns.push((dns, now + lifetime));
         }
     }
 
@@ -366,33 +337,13 @@ impl Engine {
         }
     }
 
-    /// Writes `resolv.conf` if what it should say has changed. Order: configured, `ip=`, DHCP, router advertisements.
+    /// Writes `resolv.conf` if what it should say has changed.
     fn write_dns(&mut self, observe: &mut dyn FnMut(&str)) {
-        let now = Instant::now();
         let Some(port) = self.winner.and_then(|index| self.ports.get(&index)) else {
             return;
         };
-        let name = &port.link.name;
         let lease = port.lease.as_ref().map(|(lease, _)| lease);
-        let mut servers: Vec<Server> = self
-            .settings
-            .dns
-            .iter()
-            .chain(&port.plan.dns)
-            .map(|a| Server::new(*a, name))
-            .collect();
-        let mut domains = self.settings.search.clone();
-        if let Some(lease) = lease {
-            servers.extend(lease.dns.iter().map(|a| Server::new((*a).into(), name)));
-            domains.extend(lease.domain.clone());
-        }
-        for (dns, _) in port.ra_dns.iter().filter(|(_, until)| *until > now) {
-            match dns {
-                RaDns::Servers(list, _) => servers.extend(list.iter().map(|a| Server::new((*a).into(), name))),
-                RaDns::Domains(list, _) => domains.extend(list.iter().cloned()),
-            }
-        }
-        let chosen = resolv::choose(servers, domains);
+        let chosen = dns::collect(&self.settings, &port.link, &port.plan, lease, &port.heard, Instant::now());
         if chosen == self.dns {
             return;
         }
@@ -428,4 +379,10 @@ impl Engine {
             leases: port.leases,
         }
     }
+}
+
+/// Another number for each client, and for each time that it begins again.
+const fn next_seed(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    *seed
 }

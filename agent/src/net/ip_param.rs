@@ -36,7 +36,7 @@ pub struct IpParam {
     pub method: Method,
     /// The address of this machine with its prefix length; a wish with [`Method::Dhcp`], a fact with [`Method::Static`].
     pub client: Option<Prefix>,
-    /// The server the kernel would mount its root from; kept for the report only.
+    /// The server the kernel would mount its root from; not used.
     pub server: Option<IpAddr>,
     /// The default gateway.
     pub gateway: Option<IpAddr>,
@@ -46,7 +46,7 @@ pub struct IpParam {
     pub device: Option<String>,
     /// DNS servers, at most two.
     pub dns: Vec<IpAddr>,
-    /// The time server; kept for the report only.
+    /// The time server; not used.
     pub ntp: Option<IpAddr>,
     /// The MTU of the interface.
     pub mtu: Option<u16>,

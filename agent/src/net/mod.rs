@@ -1,10 +1,12 @@
 //! The network of the initrd: no udev, no tools, no daemon. `docs/network.md` says how it behaves.
 //!
-//! Pure: [`ip_param`], [`mac`], [`prefix`], [`link`] (which interface gets what), [`dhcp`] but for its sockets, the [`netlink`] codec, and the
+//! Pure: [`ip_param`], [`mac`], [`prefix`], [`link`] (which interface gets what), [`dns`], [`dhcp`] but for its sockets, the [`netlink`] codec, and the
 //! readers of [`ra`]. Effects: [`port`] (one interface), [`engine`] (the loop over all of them), [`resolv`], [`pci`].
 
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::mpsc::{SendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use anyhow::{Context as _, Result, anyhow};
 use serde::Serialize;
 
 pub mod dhcp;
+pub mod dns;
 pub mod engine;
 pub mod error;
 pub mod ip_param;
@@ -139,7 +142,7 @@ pub struct Summary {
 pub struct Network {
     summary: Arc<Mutex<Summary>>,
     waker: Waker,
-    thread: Option<JoinHandle<Engine>>,
+    thread: Option<JoinHandle<Option<Engine>>>,
 }
 
 impl Network {
@@ -147,7 +150,7 @@ impl Network {
     /// others are set down again. `observe` is told what is being waited for and what comes, a line each.
     ///
     /// # Errors
-    /// A [`NetError`] when the deadline has passed without an address, or the kernel refuses; everything is then as it was before.
+    /// A [`NetError`] when the deadline has passed without an address, or the kernel refuses; what was changed is then undone.
     pub fn bring_up(settings: &NetSettings, deadline: Instant, observe: &mut dyn FnMut(&str)) -> Result<Self, NetError> {
         let kernel = |doing| move |source| NetError::Kernel { doing, source };
         if let Err(err) = resolv::write_hosts_if_absent(&settings.paths.hosts) {
@@ -156,20 +159,29 @@ impl Network {
         let waker = Waker::new().map_err(kernel("making an eventfd"))?;
         let mut engine = Engine::open(settings.clone()).map_err(kernel("opening netlink sockets"))?;
         if let Err(err) = engine.until_up(deadline, observe) {
-            for trouble in engine.clean(false) {
-                log::warn!("network: {trouble}");
-            }
+            undo(&mut engine);
             return Err(err);
         }
         let summary = Arc::new(Mutex::new(engine.summary()));
         let (shared, wake) = (Arc::clone(&summary), waker.clone());
-        let thread = thread::Builder::new()
-            .name("network".to_owned())
-            .spawn(move || {
-                engine.until_woken(&wake, &mut |now| *shared.lock().unwrap_or_else(PoisonError::into_inner) = now);
-                engine
-            })
-            .map_err(kernel("starting a thread"))?;
+        // Handed over through a channel, so that it is still ours if the thread cannot be started.
+        let (hand_over, taken_over) = sync_channel(1);
+        let spawned = thread::Builder::new().name("network".to_owned()).spawn(move || {
+            let mut engine: Engine = taken_over.recv().ok()?;
+            engine.until_woken(&wake, &mut |now| *shared.lock().unwrap_or_else(PoisonError::into_inner) = now);
+            Some(engine)
+        });
+        let thread = match spawned {
+            Ok(thread) => thread,
+            Err(err) => {
+                undo(&mut engine);
+                return Err(kernel("starting a thread")(err));
+            }
+        };
+        if let Err(SendError(mut engine)) = hand_over.send(engine) {
+            undo(&mut engine);
+            return Err(kernel("handing over to a thread")(io::ErrorKind::BrokenPipe.into()));
+        }
         Ok(Self {
             summary,
             waker,
@@ -197,7 +209,14 @@ impl Network {
     fn stop(&mut self) -> Result<Option<Engine>> {
         let Some(thread) = self.thread.take() else { return Ok(None) };
         self.waker.wake().context("waking the network's thread")?;
-        thread.join().map(Some).map_err(|_| anyhow!("the network's thread panicked"))
+        thread.join().map_err(|_| anyhow!("the network's thread panicked"))
+    }
+}
+
+/// After a failure: what cannot be undone is said, as the failure itself is what the caller gets.
+fn undo(engine: &mut Engine) {
+    for trouble in engine.clean(false) {
+        log::warn!("network: {trouble}");
     }
 }
 

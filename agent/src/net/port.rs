@@ -1,21 +1,21 @@
 //! One interface: what it is to get, what it has got, and how that is undone.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::dhcp::client::{Action, Client, Config, Event, Gone, Way};
+use super::dhcp::client::{Config, Gone};
 use super::dhcp::lease::Lease;
-use super::dhcp::message::Message;
-use super::dhcp::socket::{AddressSocket, FrameSocket};
+use super::dhcp::session::{Outcome, Session};
+use super::dns::Heard;
 use super::link::{self, LinkPlan, V4, V6, Wanted};
 use super::netlink::message::{self, Address, Link, Route, SeenRoute};
 use super::netlink::socket::Requests;
-use super::ra::{self, RaDns};
+use super::ra;
 use super::{NetSettings, Prefix};
 
 /// An interface that is used.
@@ -35,11 +35,9 @@ pub struct Port {
     pub v6: Vec<Address>,
     /// The routes of IPv6, link-local ones left out.
     pub v6_routes: Vec<SeenRoute>,
-    /// What routers said about DNS, and until when it holds.
-    pub ra_dns: Vec<(RaDns, Instant)>,
-    client: Option<Client>,
-    frames: Option<FrameSocket>,
-    udp: Option<AddressSocket>,
+    /// What routers said about DNS.
+    pub heard: Heard,
+    dhcp: Option<Session>,
     applied: Vec<Wanted>,
     set_up_by_us: bool,
     former_mtu: Option<u32>,
@@ -58,10 +56,8 @@ impl Port {
             leases: 0,
             v6: Vec::new(),
             v6_routes: Vec::new(),
-            ra_dns: Vec::new(),
-            client: None,
-            frames: None,
-            udp: None,
+            heard: Heard::default(),
+            dhcp: None,
             applied: Vec::new(),
             set_up_by_us: false,
             former_mtu: None,
@@ -69,8 +65,13 @@ impl Port {
             before: (Vec::new(), Vec::new()),
         };
         // Before the link is up: that is when the kernel asks for routers.
-        match ra::configure(proc, &port.link.name, port.plan.v6 == V6::Ra) {
-            Ok(changed) => port.sysctls = changed,
+        let wanted = match port.plan.v6 {
+            V6::Ra => ra::LISTEN,
+            V6::Static(_) => ra::FIXED,
+            V6::Off => ra::IGNORE,
+        };
+        match ra::configure(proc, &port.link.name, wanted, &mut port.sysctls) {
+            Ok(()) => {}
             Err(err) if err.kind() == io::ErrorKind::NotFound && port.plan.v6 == V6::Off => {}
             Err(err) => port.note(format!("no IPv6 on {}: {err}", port.link.name)),
         }
@@ -98,7 +99,7 @@ impl Port {
         for fixed in [self.fixed_v4(), self.fixed_v6()].into_iter().flatten() {
             self.apply(&fixed, None, requests);
         }
-        if let (V4::Dhcp { hostname, requested }, None, Some(mac)) = (&self.plan.v4, &self.client, self.link.mac) {
+        if let (V4::Dhcp { hostname, requested }, None, Some(mac)) = (&self.plan.v4, &self.dhcp, self.link.mac) {
             let config = Config {
                 mac,
                 hostname: hostname.clone(),
@@ -106,15 +107,14 @@ impl Port {
                 first_retry: settings.dhcp_first_retry,
                 longest_retry: settings.dhcp_longest_retry,
             };
-            self.client = Some(Client::new(config, seed, now));
+            self.dhcp = Some(Session::new(&self.link.name, self.link.index, config, seed, now));
         }
     }
 
     /// The carrier went before there was an address: forget the attempt.
     pub fn pause(&mut self) {
         if self.lease.is_none() {
-            self.client = None;
-            self.frames = None;
+            self.dhcp = None;
         }
     }
 
@@ -134,98 +134,41 @@ impl Port {
 
     /// When something is to be done without anybody sending anything.
     pub fn next_timer(&self) -> Option<Instant> {
-        self.client.as_ref().and_then(Client::next_timer)
+        self.dhcp.as_ref().and_then(Session::next_timer)
     }
 
     /// How often a DHCP server was asked for.
     pub fn asked(&self) -> u32 {
-        self.client.as_ref().map_or(0, Client::discovers)
+        self.dhcp.as_ref().map_or(0, Session::asked)
     }
 
     /// The sockets to wait for.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.frames.iter().map(AsFd::as_fd).chain(self.udp.iter().map(AsFd::as_fd))
+        self.dhcp.iter().flat_map(Session::sockets)
     }
 
     /// Reads what has come in, and does what is due. Cheap if nothing has and nothing is. Says what happened.
     pub fn turn(&mut self, now: Instant, requests: &mut Requests) -> Vec<String> {
-        let mut received = Vec::new();
-        if let Some(frames) = &self.frames {
-            match frames.receive() {
-                Ok(messages) => received.extend(messages),
-                Err(err) => {
-                    // The error is reported once by the kernel (the interface went down, say); the next send opens a new socket.
-                    self.note(format!("receiving frames on {}: {err}", self.link.name));
-                    self.frames = None;
-                }
-            }
-        }
-        if let Some(udp) = &self.udp {
-            match udp.receive() {
-                Ok(messages) => received.extend(messages),
-                Err(err) => {
-                    self.note(format!("receiving from a DHCP server on {}: {err}", self.link.name));
-                    self.udp = None;
-                }
-            }
-        }
         let mut said = Vec::new();
-        for message in &received {
-            self.advance(now, Event::Received(message), requests, &mut said);
-        }
-        self.advance(now, Event::Timer, requests, &mut said);
-        said
-    }
-
-    fn advance(&mut self, now: Instant, event: Event<'_>, requests: &mut Requests, said: &mut Vec<String>) {
-        let Some(client) = &mut self.client else { return };
-        for action in client.handle(now, event) {
-            match action {
-                Action::Send(way, message) => {
-                    if let Err(err) = self.send(way, &message) {
-                        self.note(format!("asking a DHCP server on {}: {err}", self.link.name));
-                    }
-                }
-                Action::Configure { lease, since } => said.extend(self.configure(*lease, since, now, requests)),
-                Action::Deconfigure(gone) => {
+        for outcome in self.dhcp.as_mut().map(|d| d.turn(now)).unwrap_or_default() {
+            match outcome {
+                Outcome::Leased(lease, since) => said.push(self.configure(lease, since, now, requests)),
+                Outcome::Gone(gone) => {
                     let why = match gone {
                         Gone::Refused => "refused by the server",
                         Gone::Expired => "expired",
                     };
                     said.push(format!("{}: the lease is gone ({why})", self.link.name));
                     self.lease = None;
-                    self.udp = None;
-                    self.drop_v4(requests);
+                    self.drop_family(true, requests);
                 }
+                Outcome::Trouble(trouble) => self.note(trouble),
             }
         }
-        if !self.client.as_ref().is_some_and(Client::needs_frames) {
-            self.frames = None;
-        }
+        said
     }
 
-    fn send(&mut self, way: Way, message: &Message) -> io::Result<()> {
-        match way {
-            Way::Frame => {
-                if self.frames.is_none() {
-                    self.frames = Some(FrameSocket::open(&self.link.name, self.link.index, message.chaddr)?);
-                }
-                self.frames.as_ref().map_or(Ok(()), |s| s.send(message))
-            }
-            Way::Unicast(_) | Way::Broadcast => {
-                if self.udp.is_none() {
-                    self.udp = Some(AddressSocket::open(&self.link.name)?);
-                }
-                let to = match way {
-                    Way::Unicast(server) => server,
-                    Way::Broadcast | Way::Frame => Ipv4Addr::BROADCAST,
-                };
-                self.udp.as_ref().map_or(Ok(()), |s| s.send(to, message))
-            }
-        }
-    }
-
-    fn configure(&mut self, lease: Lease, since: Instant, now: Instant, requests: &mut Requests) -> Option<String> {
+    fn configure(&mut self, lease: Lease, since: Instant, now: Instant, requests: &mut Requests) -> String {
         let wanted = link::of_lease(&lease, self.plan.mtu);
         let valid = lease.time.map(|t| (since + t.valid).saturating_duration_since(now));
         self.apply(&wanted, valid, requests);
@@ -240,7 +183,7 @@ impl Port {
             lease.time.map_or_else(|| "ever".to_owned(), |t| format!("{} s", t.valid.as_secs()))
         );
         self.lease = Some((lease, since));
-        Some(text)
+        text
     }
 
     /// Brings the interface from what was applied in this family to `wanted`.
@@ -298,10 +241,6 @@ impl Port {
         if let Err(err) = result {
             self.note(format!("{} on {}: {err}", doing(), self.link.name));
         }
-    }
-
-    fn drop_v4(&mut self, requests: &mut Requests) {
-        self.drop_family(true, requests);
     }
 
     fn drop_family(&mut self, v4: bool, requests: &mut Requests) {
@@ -364,9 +303,7 @@ impl Port {
         self.trouble = None;
         let mut troubles = Vec::new();
         let index = self.link.index;
-        self.client = None;
-        self.frames = None;
-        self.udp = None;
+        self.dhcp = None;
         self.drop_family(true, requests);
         self.drop_family(false, requests);
         let mut steps = Vec::new();

@@ -69,8 +69,11 @@ fn domains(mut bytes: &[u8]) -> Vec<String> {
     found
 }
 
-/// Settings below `/proc/sys/net/ipv6/conf/<interface>/` that make the kernel listen to routers, with their values.
-const WANTED: [(&str, &str); 6] = [
+/// Settings below `/proc/sys/net/ipv6/conf/<interface>/`, with their values.
+pub type Sysctls = &'static [(&'static str, &'static str)];
+
+/// The kernel listens to routers.
+pub const LISTEN: Sysctls = &[
     ("accept_ra", "2"), // also where something turned forwarding on
     ("accept_ra_defrtr", "1"),
     ("accept_ra_pinfo", "1"),
@@ -78,25 +81,35 @@ const WANTED: [(&str, &str); 6] = [
     ("use_tempaddr", "0"), // the machine is to be recognised by its address
     ("disable_ipv6", "0"),
 ];
+/// IPv6 works, and routers are not listened to.
+pub const FIXED: Sysctls = &[("accept_ra", "0"), ("autoconf", "0"), ("disable_ipv6", "0")];
+/// Routers are not listened to.
+pub const IGNORE: Sysctls = &[("accept_ra", "0"), ("autoconf", "0")];
 
 /// What was changed in the kernel's settings: file name and former value, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changed(Vec<(&'static str, String)>);
 
-/// Turns the autoconfiguration of an interface on (`true`) or off. `proc` is where procfs is mounted. Fails with «not found» in a kernel without
-/// IPv6.
-pub fn configure(proc: &Path, interface: &str, on: bool) -> io::Result<Changed> {
-    let off = [("accept_ra", "0"), ("autoconf", "0")];
-    let mut changed = Changed::default();
-    for (name, value) in if on { &WANTED[..] } else { &off[..] } {
-        let path = proc.join("sys/net/ipv6/conf").join(interface).join(name);
-        let former = fs::read_to_string(&path).map_err(|err| named(&err, &path))?.trim().to_owned();
+/// Sets how an interface takes part in IPv6, and notes in `changed` what was there before. `proc` is where procfs is mounted.
+///
+/// # Errors
+/// «Not found» in a kernel without IPv6. Single settings that a kernel does not have are passed over.
+pub fn configure(proc: &Path, interface: &str, wanted: Sysctls, changed: &mut Changed) -> io::Result<()> {
+    let folder = proc.join("sys/net/ipv6/conf").join(interface);
+    fs::metadata(&folder).map_err(|err| named(&err, &folder))?;
+    for (name, value) in wanted {
+        let path = folder.join(name);
+        let former = match fs::read_to_string(&path) {
+            Ok(text) => text.trim().to_owned(),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+            Err(err) => return Err(named(&err, &path)),
+        };
         if former != *value {
             fs::write(&path, value).map_err(|err| named(&err, &path))?;
             changed.0.push((name, former));
         }
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// Puts the settings back as they were.
@@ -160,10 +173,12 @@ mod tests {
         let proc = tempfile::tempdir().unwrap();
         let folder = proc.path().join("sys/net/ipv6/conf/eth0");
         fs::create_dir_all(&folder).unwrap();
-        for (name, value) in WANTED {
-            fs::write(folder.join(name), if name == "accept_ra" { "0\n" } else { value }).unwrap();
+        // A kernel without privacy extensions has no use_tempaddr.
+        for (name, value) in LISTEN.iter().filter(|(name, _)| *name != "use_tempaddr") {
+            fs::write(folder.join(name), if *name == "accept_ra" { "0\n" } else { value }).unwrap();
         }
-        let changed = configure(proc.path(), "eth0", true).unwrap();
+        let mut changed = Changed::default();
+        configure(proc.path(), "eth0", LISTEN, &mut changed).unwrap();
         assert_eq!(changed, Changed(vec![("accept_ra", "0".to_owned())]));
         assert_eq!(fs::read_to_string(folder.join("accept_ra")).unwrap(), "2");
         restore(proc.path(), "eth0", &changed).unwrap();
@@ -171,10 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_ipv6_is_told_by_the_missing_file() {
-        let err = configure(Path::new("/nonexistent"), "eth0", true).unwrap_err();
+    fn a_kernel_without_ipv6_is_told_by_the_missing_folder() {
+        let err = configure(Path::new("/nonexistent"), "eth0", LISTEN, &mut Changed::default()).unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::NotFound);
-        assert!(err.to_string().contains("conf/eth0/accept_ra"), "{err}");
+        assert!(err.to_string().contains("ipv6/conf/eth0"), "{err}");
     }
 
     proptest! {

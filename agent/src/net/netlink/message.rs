@@ -142,8 +142,8 @@ pub enum Note {
 pub fn read(frame: &Frame<'_>) -> Option<Note> {
     let body = frame.body;
     Some(match frame.kind {
-        RTM_NEWLINK => Note::Link(link(body)?),
-        // A bridge tells of its ports' leaving with a family; only without one is the interface gone.
+        // A bridge tells of its ports with a family of its own; only without one is it about the interface itself.
+        RTM_NEWLINK if body.first() == Some(&0) => Note::Link(link(body)?),
         RTM_DELLINK if body.first() == Some(&0) => Note::LinkGone(u32_at(body, 4)?),
         RTM_NEWADDR => Note::Address(address(body)?),
         RTM_DELADDR => Note::AddressGone(address(body)?),
@@ -155,7 +155,11 @@ pub fn read(frame: &Frame<'_>) -> Option<Note> {
             Note::Dns(index, ra::parse_option(body.get(16..16 + length)?)?)
         }
         NLMSG_ERROR => Note::Answer(u32_at(body, 0)?.cast_signed().saturating_neg()),
-        NLMSG_DONE => Note::Done,
+        // A list that failed on the way ends with an errno.
+        NLMSG_DONE => match u32_at(body, 0).map_or(0, u32::cast_signed) {
+            errno if errno < 0 => Note::Answer(errno.saturating_neg()),
+            _ => Note::Done,
+        },
         _ => return None,
     })
 }
@@ -464,6 +468,11 @@ mod tests {
             read_back(Builder::new(NLMSG_ERROR, 0, &(-17i32).to_ne_bytes())),
             Some(Note::Answer(17))
         );
+        assert_eq!(
+            read_back(Builder::new(NLMSG_DONE, 0, &(-4i32).to_ne_bytes())),
+            Some(Note::Answer(4))
+        );
+        assert_eq!(read_back(Builder::new(NLMSG_DONE, 0, &0i32.to_ne_bytes())), Some(Note::Done));
         assert_eq!(read_back(Builder::new(NLMSG_ERROR, 0, &0i32.to_ne_bytes())), Some(Note::Answer(0)));
     }
 

@@ -1,0 +1,550 @@
+//! The loop of decisions: observe, decide, do the one thing that was decided, observe again, until an image is ready or nothing can be had.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+
+use super::online::Online;
+use super::ram;
+use super::ticker::while_telling;
+use crate::cache::part::Part;
+use crate::cache::room::make_room;
+use crate::cache::{Cache, Held, Known, atomic};
+use crate::candidates::{Observed, RunningKernel, accept, candidates, name_of};
+use crate::decide::{Answer, Candidate, ImageState, Next, Situation, decide};
+use crate::digest::Digest;
+use crate::fetch::answer::{Asked, Earlier, Valid, ask};
+use crate::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
+use crate::fetch::{Progress, Source};
+use crate::formats::chunk_index::ChunkIndex;
+use crate::formats::generation::Generation;
+use crate::formats::manifest::Image;
+use crate::report::{self, Failure, Report};
+use crate::select::{Target, Wanted};
+use crate::settings::{Settings, Verify};
+use crate::verify::{BootImage, accept_by_size, bad_chunks, verified_by_digest, verify_image};
+
+/// What to do when nothing can be had.
+const REMEDY: &str = "check the server and the network, that the release is signed by a key of trustedPublicKeys, and that an image for this kernel is published";
+
+/// A generation as it stands in this boot.
+struct Entry {
+    known: Known,
+    image: ImageState,
+    unfit: Option<String>,
+    failed: Option<String>,
+    ready: Option<BootImage>,
+    fetched: Option<report::Source>,
+}
+
+/// What is ready to be booted.
+pub struct Acquired {
+    /// The image.
+    pub image: BootImage,
+    /// The generation.
+    pub known: Known,
+    /// Where the image came from.
+    pub source: report::Source,
+}
+
+/// The state of the loop.
+pub struct Acquire<'a> {
+    root: &'a Path,
+    settings: &'a Settings,
+    wanted: &'a Wanted,
+    kernel: RunningKernel,
+    disk: Option<Cache>,
+    ram: Option<ram::RamStore>,
+    entries: Vec<Entry>,
+    answer: Answer,
+    online: Online<'a>,
+}
+
+impl<'a> Acquire<'a> {
+    /// Observes what is cached.
+    ///
+    /// # Errors
+    /// If the cache cannot be read.
+    pub fn new(
+        root: &'a Path,
+        settings: &'a Settings,
+        wanted: &'a Wanted,
+        kernel: RunningKernel,
+        disk: Option<Cache>,
+        report: &mut Report,
+    ) -> Result<Self> {
+        let mut entries = Vec::new();
+        if let Some(cache) = &disk {
+            let (known, left_out) = cache.generations(&wanted.trust)?;
+            for sentence in left_out {
+                report.warn(sentence);
+            }
+            for known in known {
+                let image = match cache.held(&known.authorised.manifest().image) {
+                    Held::Whole => ImageState::Unchecked,
+                    Held::Part => ImageState::Partial,
+                    Held::Nothing => ImageState::Absent,
+                };
+                entries.push(Entry {
+                    known,
+                    image,
+                    unfit: None,
+                    failed: None,
+                    ready: None,
+                    fetched: None,
+                });
+            }
+        }
+        let online = Online::new(settings);
+        Ok(Self {
+            root,
+            settings,
+            wanted,
+            kernel,
+            disk,
+            ram: None,
+            entries,
+            answer: Answer::NotAsked,
+            online,
+        })
+    }
+
+    /// Decides and acts until an image is ready.
+    ///
+    /// # Errors
+    /// If nothing can be booted, and why.
+    pub fn next(&mut self, report: &mut Report) -> Result<Acquired, Failure> {
+        loop {
+            let decision = decide(&self.situation());
+            log::info!("decision: {} [{}]", decision.reason, decision.rule);
+            report.decision = report::Decided {
+                rule: decision.rule.to_owned(),
+                reason: decision.reason.clone(),
+            };
+            match &decision.next {
+                Next::Ask => {
+                    self.answer = match report.step("ask", |report| self.ask(report)) {
+                        Ok(digest) => Answer::Names(digest),
+                        Err(why) => Answer::Failed(why),
+                    };
+                }
+                Next::Verify(digest) => {
+                    let outcome = report.step("verify", |_| self.verify(*digest));
+                    self.note(*digest, outcome.map(|image| (image, None)), report);
+                }
+                Next::Fetch(digest) => {
+                    let outcome = report.step("fetch", |report| self.fetch(*digest, report));
+                    self.note(*digest, outcome.map(|(image, source)| (image, Some(source))), report);
+                }
+                Next::Boot(digest) => {
+                    if let Some(acquired) = self.take(*digest) {
+                        return Ok(acquired);
+                    }
+                }
+                Next::GiveUp(what) => return Err(Failure::new(format!("nothing can be booted: {what}"), REMEDY)),
+            }
+            (report.requests, report.bytes.received) = self.online.counted();
+        }
+    }
+
+    /// This generation turned out not to run here: the next decision leaves it out.
+    pub fn reject(&mut self, digest: Digest, why: &str) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) {
+            entry.unfit = Some(why.to_owned());
+        }
+    }
+
+    /// Ends what was begun: the network is taken down, and the cache may be used by others.
+    ///
+    /// # Errors
+    /// If the network could not be taken down as it came up.
+    pub fn close(self) -> Result<()> {
+        if let Some(store) = self.ram {
+            store.keep();
+        }
+        self.online.close()
+    }
+
+    /// The cache on the disk, if there is one that can be written.
+    pub fn disk(&self) -> Option<&Cache> {
+        self.disk.as_ref().filter(|cache| cache.writable())
+    }
+
+    fn situation(&self) -> Situation {
+        Situation {
+            mode: self.settings.policy.mode,
+            exact: matches!(self.wanted.target, Target::System(_) | Target::Manifest(_)),
+            askable: !self.settings.urls.is_empty() && self.wanted.question().is_some(),
+            candidates: self.candidates(),
+            answer: self.answer.clone(),
+        }
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let observed: Vec<Observed<'_>> = self
+            .entries
+            .iter()
+            .map(|entry| Observed {
+                authorised: &entry.known.authorised,
+                sequence: entry.known.generation.sequence,
+                image: entry.image.clone(),
+                unfit: entry.unfit.clone(),
+                failed: entry.failed.clone(),
+            })
+            .collect();
+        candidates(&observed, self.wanted, &self.kernel)
+    }
+
+    /// Manifests that can be booted from what is here, the best first.
+    fn bootable(&self) -> Vec<Digest> {
+        self.candidates()
+            .iter()
+            .filter(|one| one.bootable())
+            .map(|one| one.manifest)
+            .collect()
+    }
+
+    fn entry(&self, digest: Digest) -> Result<&Entry> {
+        self.entries
+            .iter()
+            .find(|entry| entry.known.authorised.digest() == digest)
+            .context("the generation is not known")
+    }
+
+    fn take(&mut self, digest: Digest) -> Option<Acquired> {
+        let entry = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest)?;
+        match entry.ready.take() {
+            Some(image) => Some(Acquired {
+                image,
+                known: entry.known.clone(),
+                source: entry.fetched.unwrap_or(report::Source::Cache),
+            }),
+            None => {
+                // It was taken once already: it has to be verified again.
+                entry.image = ImageState::Unchecked;
+                None
+            }
+        }
+    }
+
+    fn note(&mut self, digest: Digest, outcome: Result<(BootImage, Option<report::Source>)>, report: &mut Report) {
+        let Some(entry) = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) else {
+            return;
+        };
+        match outcome {
+            Ok((image, fetched)) => {
+                entry.image = ImageState::Verified;
+                entry.ready = Some(image);
+                entry.fetched = fetched.or(entry.fetched);
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                report.warn(format!("{}: {why}", name_of(&entry.known.authorised)));
+                // A whole image that failed is a partial one from now on; one that could not be fetched is not tried again.
+                if entry.image == ImageState::Unchecked {
+                    entry.image = ImageState::Partial;
+                } else {
+                    entry.failed = Some(why);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, report: &mut Report) -> Result<Digest, String> {
+        let question = self.wanted.question().ok_or("nothing names what to ask for")?;
+        let policy = &self.settings.policy;
+        let limit = if self.bootable().is_empty() {
+            policy.fetch_wait
+        } else {
+            policy.wait
+        };
+        log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
+        let deadline = Instant::now() + limit;
+        let earlier = self.earlier(&question.path());
+        let known: Vec<_> = self.entries.iter().map(|entry| entry.known.authorised.clone()).collect();
+        let known: Vec<_> = known.iter().collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let client = self.online.client(deadline, report)?;
+        let source = Source {
+            client,
+            mirrors: &self.settings.urls,
+        };
+        let wanted = self.wanted;
+        let accepted = |authorised: &crate::formats::authorised::Authorised| {
+            if wanted.target.system_of(authorised).is_none() {
+                return Err(format!("the answer does not hold {}", wanted.target));
+            }
+            // Serial and expiry tell a stale channel; a system or a manifest that was named is what it is.
+            if matches!(wanted.target, Target::Channel(_)) {
+                accept(authorised, &known, now)
+            } else {
+                Ok(())
+            }
+        };
+        match ask(
+            &source,
+            &question,
+            &wanted.trust,
+            earlier.as_ref().map(|(earlier, _)| earlier),
+            &accepted,
+            deadline,
+        )? {
+            Asked::NotModified => earlier
+                .map(|(_, digest)| digest)
+                .ok_or_else(|| "the server says that nothing changed, though nothing was known".to_owned()),
+            Asked::Valid(valid) => Ok(self.learn(*valid, now)),
+        }
+    }
+
+    /// The newest answer to the same question that was accepted, for `If-None-Match`.
+    fn earlier(&self, path: &str) -> Option<(Earlier, Digest)> {
+        let of_question = self.entries.iter().filter(|entry| entry.known.generation.source.ends_with(path));
+        let newest = of_question.max_by_key(|entry| entry.known.generation.sequence)?;
+        let etag = newest.known.generation.etag.clone()?;
+        Some((
+            Earlier {
+                source: newest.known.generation.source.clone(),
+                etag,
+            },
+            newest.known.authorised.digest(),
+        ))
+    }
+
+    /// Takes a valid answer into the list; the newer release of a manifest that is known replaces the older one on the disk too.
+    fn learn(&mut self, valid: Valid, now: u64) -> Digest {
+        let digest = valid.authorised.digest();
+        let sequence = self.entries.iter().map(|entry| entry.known.generation.sequence).max().unwrap_or(0) + 1;
+        let generation = Generation {
+            version: 1,
+            release: valid.received.release,
+            manifest: valid.received.manifest,
+            sequence,
+            accepted: now,
+            source: valid.source,
+            etag: valid.etag,
+        };
+        let known = Known {
+            generation,
+            authorised: valid.authorised,
+        };
+        match self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) {
+            Some(entry) => {
+                entry.known = known;
+                if let (Some(cache), ImageState::Unchecked | ImageState::Verified) =
+                    (self.disk.as_ref().filter(|cache| cache.writable()), &entry.image)
+                    && let Err(error) = cache.commit_generation(&entry.known.generation)
+                {
+                    log::warn!("the newer release is not kept: {error:#}");
+                }
+            }
+            None => {
+                let held = self.disk.as_ref().map(|cache| cache.held(&known.authorised.manifest().image));
+                let image = match held {
+                    // An image can be there without its generation: a power cut came in between, or another generation has the same one.
+                    Some(Held::Whole) => ImageState::Unchecked,
+                    Some(Held::Part) => ImageState::Partial,
+                    Some(Held::Nothing) | None => ImageState::Absent,
+                };
+                self.entries.push(Entry {
+                    known,
+                    image,
+                    unfit: None,
+                    failed: None,
+                    ready: None,
+                    fetched: None,
+                });
+            }
+        }
+        digest
+    }
+
+    fn verify(&self, digest: Digest) -> Result<BootImage> {
+        let entry = self.entry(digest)?;
+        let image = &entry.known.authorised.manifest().image;
+        let cache = self.holder(image).context("no cache holds the image")?;
+        let file = cache.open_image(image.sha256)?;
+        if self.settings.verify == Verify::Size {
+            log::warn!("the image is NOT verified (verify = size)");
+            return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
+        }
+        let progress = Progress::new(image.size);
+        let verified = while_telling(self.root, &|| format!("verifying: {progress}"), || match cache.chunk_index(image) {
+            Some(index) => verify_image(file, &index, &|done| progress.reach(done)).map_err(|damage| {
+                let error = damage.error.map(|error| format!(" ({error})")).unwrap_or_default();
+                anyhow::anyhow!(
+                    "the cached image is damaged: {} of {} chunks are not what the signed index says{error}",
+                    damage.chunks.len(),
+                    index.chunks().len()
+                )
+            }),
+            // Without its index, the whole digest on one core does as well.
+            None => {
+                let follower = crate::verify::Follower::new();
+                follower.advance(image.size);
+                let found = follower
+                    .follow(&file, image.size)
+                    .context("reading the cached image")?
+                    .context("reading the cached image was given up")?;
+                verified_by_digest(file, image.size, found, image.sha256)
+            }
+        })?;
+        // The generation may be missing beside an image that a power cut left behind.
+        if cache.writable() {
+            cache.commit_generation(&entry.known.generation)?;
+        }
+        Ok(BootImage::Verified(verified))
+    }
+
+    fn holder(&self, image: &Image) -> Option<&Cache> {
+        [self.disk.as_ref(), self.ram.as_ref().map(|store| &store.cache)]
+            .into_iter()
+            .flatten()
+            .find(|cache| cache.held(image) == Held::Whole)
+    }
+
+    fn fetch(&mut self, digest: Digest, report: &mut Report) -> Result<(BootImage, report::Source)> {
+        let entry = self.entry(digest)?;
+        let (generation, image) = (entry.known.generation.clone(), entry.known.authorised.manifest().image.clone());
+        let bootable = self.bootable();
+        let patience = Patience {
+            deadline: (!bootable.is_empty()).then(|| Instant::now() + self.settings.policy.fetch_wait),
+            without_progress: self.settings.policy.fetch_wait,
+        };
+        let network_limit = patience
+            .deadline
+            .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);
+        self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
+        let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
+            Some(cache) => {
+                let known: Vec<&Known> = self.entries.iter().map(|entry| &entry.known).collect();
+                let protected: Vec<Digest> = bootable.first().copied().into_iter().chain([digest]).collect();
+                let keep = (self.settings.cache.keep as usize).saturating_sub(1);
+                make_room(cache, &known, &image, &protected, keep)
+                    .map_err(|error| report.warn(format!("{error:#}")))
+                    .is_ok()
+            }
+            None => false,
+        };
+        // With something on the disk that boots, RAM is not spent on what the disk has no room for.
+        anyhow::ensure!(on_disk || bootable.is_empty(), "the cache has no room for it");
+        if !on_disk {
+            self.ram = None;
+            self.ram = Some(ram::RamStore::make(self.root, &image)?);
+        }
+        let cache = if on_disk {
+            self.disk.as_ref()
+        } else {
+            self.ram.as_ref().map(|store| &store.cache)
+        }
+        .context("there is nowhere to keep the image")?;
+        let client = self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
+        let source = Source {
+            client,
+            mirrors: &self.settings.urls,
+        };
+        let image = Download {
+            root: self.root,
+            cache,
+            source,
+            image: &image,
+            patience,
+        }
+        .run(report)?;
+        cache.commit_generation(&generation)?;
+        Ok((image, if on_disk { report::Source::Network } else { report::Source::Ram }))
+    }
+}
+
+/// One image on its way into one cache.
+struct Download<'a> {
+    root: &'a Path,
+    cache: &'a Cache,
+    source: Source<'a>,
+    image: &'a Image,
+    patience: Patience,
+}
+
+impl Download<'_> {
+    fn run(&self, report: &mut Report) -> Result<BootImage> {
+        let index = self.index()?;
+        self.demote_corrupt(&index)?;
+        let progress = Progress::new(self.image.size);
+        let part = Part::open(self.cache, self.image, &index, &|_| {})?;
+        let present = index.chunks().iter().zip(part.present()).filter(|(_, present)| **present);
+        progress.reuse(present.map(|(chunk, _)| u64::from(chunk.length)).sum());
+        report.bytes.reused += progress.reused();
+        log::info!(
+            "fetching {:.1} MB, {:.1} MB are here already",
+            (self.image.size - progress.reused()) as f64 / 1e6,
+            progress.reused() as f64 / 1e6
+        );
+        let fetched = while_telling(self.root, &|| format!("fetching: {progress}"), || {
+            fetch_image(&self.source, self.image, &index, &part, self.patience, &progress)
+        });
+        log::info!("fetched: {progress}");
+        let found = fetched.map_err(|error| anyhow::anyhow!("{error}"))?;
+        // Compared before the image takes its place: nothing stands there that was not verified.
+        match verified_by_digest(part.reopen()?, self.image.size, found, self.image.sha256) {
+            Ok(verified) => {
+                part.commit(self.cache)?;
+                Ok(BootImage::Verified(verified))
+            }
+            Err(contradiction) => {
+                part.discard()?;
+                Err(contradiction)
+            }
+        }
+    }
+
+    fn index(&self) -> Result<ChunkIndex> {
+        if let Some(index) = self.cache.chunk_index(self.image) {
+            return Ok(index);
+        }
+        let (index, bytes) =
+            fetch_index(&self.source, self.image, self.patience).map_err(|error: FetchError| anyhow::anyhow!("{error}"))?;
+        self.cache.commit_chunk_index(self.image.sha256, &bytes)?;
+        Ok(index)
+    }
+
+    /// A whole image stands where only a good one may, and was found not to be one: its good chunks become a partial image.
+    fn demote_corrupt(&self, index: &ChunkIndex) -> Result<()> {
+        if self.cache.held(self.image) != Held::Whole {
+            return Ok(());
+        }
+        let file = self.cache.open_image(self.image.sha256)?;
+        let all: Vec<u32> = (0..index.chunks().len() as u32).collect();
+        let damage = bad_chunks(&file, index, &all, &|_| {});
+        log::info!(
+            "{} of {} chunks of the damaged image are fetched again",
+            damage.chunks.len(),
+            all.len()
+        );
+        Part::from_corrupt(self.cache, self.image, index, &damage.chunks)
+    }
+}
+
+/// The folder of a cache on the file system that is mounted at `mounted`.
+pub fn cache_folder(mounted: &Path, settings: &Settings) -> PathBuf {
+    mounted.join(&settings.cache.path)
+}
+
+/// Opens the cache, waiting a moment for a refresh that may hold it.
+///
+/// # Errors
+/// See [`Cache::open`].
+pub fn open_cache(folder: &Path) -> Result<Cache> {
+    /// At boot nobody else should be there at all.
+    const LOCK_WAIT: Duration = Duration::from_secs(5);
+    let cache = Cache::open(folder, Instant::now() + LOCK_WAIT)?;
+    if !cache.writable() {
+        log::warn!(
+            "the cache {} cannot be written: what it holds can be booted, nothing new is kept",
+            folder.display()
+        );
+    }
+    if let Ok(names) = atomic::names(folder) {
+        log::debug!("{}: {}", folder.display(), names.join(" "));
+    }
+    Ok(cache)
+}

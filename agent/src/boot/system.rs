@@ -1,0 +1,169 @@
+//! The new root: what is mounted below `/sysroot`, from a verified image to the persistent entries.
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::disks::{Disks, file_system_of};
+use crate::mount::entry::{DeviceFs, FileSystemEntry, MountEntry, MountKind};
+use crate::mount::mount_log::MountLog;
+use crate::mount::order::order;
+use crate::mount::persist::{EntryOutcome, FoundDevice, Outcome, apply};
+use crate::mount::size::TmpfsSize;
+use crate::mount::system::{self, RwStore};
+use crate::mount::{fs_context::FsError, options};
+use crate::report::Report;
+use crate::settings::Settings;
+use crate::store_path::StorePath;
+use crate::verify::BootImage;
+
+/// Where the new root is built.
+pub const SYSROOT: &str = "/sysroot";
+/// How long the device of an entry is waited for that does not say so itself; what systemd waits for a device (`DefaultDeviceTimeoutSec`).
+const DEVICE_WAIT: Duration = Duration::from_secs(90);
+
+/// The entries of `fileSystems`, validated and in order.
+///
+/// # Errors
+/// Names the entry, what is wrong with it, and the remedy.
+pub fn entries(settings: &Settings) -> Result<Vec<MountEntry>> {
+    let mut entries = Vec::new();
+    for (mount_point, object) in &settings.file_systems {
+        let mut object = object.clone();
+        if let Some(fields) = object.as_object_mut() {
+            // The key is the mount point, as in NixOS; an entry may repeat it.
+            fields.entry("mountPoint").or_insert_with(|| mount_point.clone().into());
+        }
+        let entry: FileSystemEntry =
+            serde_json::from_value(object).with_context(|| format!("reading the entry «{mount_point}» of fileSystems"))?;
+        anyhow::ensure!(
+            entry.mount_point == *mount_point,
+            "the entry «{mount_point}» of fileSystems says that its mountPoint is {}",
+            entry.mount_point
+        );
+        entries.push(entry);
+    }
+    Ok(order(&entries)?)
+}
+
+/// Mounts root, image and store below `sysroot`. What was mounted is in the log, also after an error.
+///
+/// # Errors
+/// If a mount fails.
+pub fn mount_store(
+    sysroot: &Path,
+    settings: &Settings,
+    image: &BootImage,
+    toplevel: &StorePath,
+    disks: &mut Disks,
+    log: &mut MountLog,
+) -> Result<()> {
+    system::mount_root(sysroot, &tmpfs_size(settings.root.tmpfs_size)?, log)?;
+    system::mount_image(sysroot, Path::new("/dev"), image.file().as_fd(), true, log)?;
+    system::mount_rw_store(sysroot, &rw_store(settings, disks)?, log)?;
+    system::mount_store(sysroot, log)?;
+    system::link_toplevel(sysroot, Path::new(toplevel.as_str()))
+}
+
+fn tmpfs_size(size: crate::settings::Size) -> Result<TmpfsSize> {
+    Ok(size.to_string().parse()?)
+}
+
+fn rw_store(settings: &Settings, disks: &mut Disks) -> Result<RwStore> {
+    let Some(name) = &settings.store.rw_device else {
+        return Ok(RwStore::Tmpfs(tmpfs_size(settings.store.tmpfs_size)?));
+    };
+    let device = disks.find(name, DEVICE_WAIT).context("finding store.rwDevice")?;
+    let fs_type = file_system_of(&device)?;
+    disks.load_file_system(&fs_type);
+    let fs = DeviceFs::of(&fs_type)
+        .with_context(|| format!("store.rwDevice holds {fs_type}, which is not mounted here: use ext4, xfs or btrfs"))?;
+    Ok(RwStore::Device {
+        path: device.path,
+        fs,
+        options: options::MountOptions::default(),
+    })
+}
+
+/// Mounts the entries below `sysroot`, and makes the standard folders after them. Warns of each that is missing.
+///
+/// # Errors
+/// If a required one cannot be mounted.
+pub fn mount_entries(sysroot: &Path, entries: &[MountEntry], disks: &mut Disks, log: &mut MountLog, report: &mut Report) -> Result<()> {
+    let outcomes = apply(sysroot, entries, &mut |entry| find_device(entry, disks), log)?;
+    for EntryOutcome { mount_point, outcome, .. } in outcomes {
+        if let Outcome::Missing { reason } = outcome {
+            report.warn(format!(
+                "{} is missing: {reason}; an empty read-only tmpfs named {} stands there",
+                mount_point.display(),
+                crate::mount::persist::MISSING
+            ));
+        }
+    }
+    system::make_standard_folders(sysroot)
+}
+
+fn find_device(entry: &MountEntry, disks: &mut Disks) -> Result<FoundDevice> {
+    let name = entry.device().context("the entry names no device")?;
+    let device = disks.find(name, entry.timeout().unwrap_or(DEVICE_WAIT))?;
+    let fs_type = file_system_of(&device).ok();
+    match entry.kind() {
+        MountKind::Device(DeviceFs::Auto) => fs_type.iter().for_each(|name| disks.load_file_system(name)),
+        MountKind::Device(fs) => disks.load_file_system(fs.name()),
+        MountKind::Tmpfs | MountKind::Bind { .. } => {}
+    }
+    Ok(FoundDevice {
+        path: device.path,
+        fs_type,
+    })
+}
+
+/// Mounts the cache disk at `at`; where it cannot be written, for reading only.
+///
+/// # Errors
+/// If its file system is none that is mounted here, or the kernel refuses.
+pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks) -> Result<PathBuf> {
+    let cache = &settings.cache;
+    let name = cache.device.as_ref().context("no cache.device is configured")?;
+    let device = disks.find(name, cache.wait)?;
+    let fs_type = if cache.fs_type == "auto" {
+        file_system_of(&device)?
+    } else {
+        cache.fs_type.clone()
+    };
+    disks.load_file_system(&fs_type);
+    let fs = DeviceFs::of(&fs_type).with_context(|| {
+        format!(
+            "{} holds {fs_type}, which cannot hold the cache: use ext4, xfs, btrfs or vfat",
+            device.path.display()
+        )
+    })?;
+    let mut options = options::split(&cache.options)?;
+    std::fs::create_dir_all(at).with_context(|| format!("making {}", at.display()))?;
+    let mounted = match system::mount_device(&device.path, fs, &options) {
+        Err(error) if is_read_only(&error) && !options.attributes.read_only => {
+            log::warn!(
+                "{} cannot be written ({error:#}): it is mounted for reading only",
+                device.path.display()
+            );
+            options.attributes.read_only = true;
+            system::mount_device(&device.path, fs, &options)?
+        }
+        other => other?,
+    };
+    mounted.attach(at)?;
+    log::info!("cache: {device} at {}", at.display());
+    Ok(device.path)
+}
+
+fn is_read_only(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let errno = cause
+            .downcast_ref::<FsError>()
+            .map(|error| error.errno)
+            .or_else(|| cause.downcast_ref::<rustix::io::Errno>().copied());
+        matches!(errno, Some(rustix::io::Errno::ROFS | rustix::io::Errno::ACCESS))
+    })
+}

@@ -1,0 +1,216 @@
+//! From what the cache holds to what the decision sees. Pure.
+
+use crate::decide::{Candidate, ImageState};
+use crate::digest::Digest;
+use crate::formats::authorised::Authorised;
+use crate::formats::manifest::Kernel;
+use crate::select::{Target, Wanted};
+
+/// The kernel that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningKernel {
+    /// As `uname -r` says it.
+    pub release: String,
+    /// The store path name of the kernel that the initrd belongs to, if its configuration knows it.
+    pub store_name: Option<String>,
+}
+
+impl RunningKernel {
+    /// Why a system of this manifest's kernel cannot run; nothing if it can. Modules belong to one build of a kernel: the release alone does not tell builds apart.
+    pub fn differs_from(&self, wanted: &Kernel) -> Option<String> {
+        let differs = self.release != wanted.release || self.store_name.as_ref().is_some_and(|name| *name != wanted.store_name);
+        differs.then(|| {
+            let running = match &self.store_name {
+                Some(name) => format!("{} ({name})", self.release),
+                None => self.release.clone(),
+            };
+            format!(
+                "it needs the kernel {} ({}), {running} is running: boot its kernel and initrd, or publish an image for this one",
+                wanted.release, wanted.store_name
+            )
+        })
+    }
+}
+
+/// One generation as it was observed.
+#[derive(Debug, Clone)]
+pub struct Observed<'a> {
+    /// The proof.
+    pub authorised: &'a Authorised,
+    /// Its order on this machine.
+    pub sequence: u64,
+    /// Its image.
+    pub image: ImageState,
+    /// Why it cannot run here, as was found out in this boot.
+    pub unfit: Option<String>,
+    /// Why its image could not be had in this boot.
+    pub failed: Option<String>,
+}
+
+/// Candidates for the decision: those that hold what is wanted first; then by serial within the wanted channel; then the newest acceptance.
+pub fn candidates(observed: &[Observed<'_>], wanted: &Wanted, kernel: &RunningKernel) -> Vec<Candidate> {
+    let mut order: Vec<&Observed<'_>> = observed.iter().collect();
+    order.sort_by_key(|one| {
+        std::cmp::Reverse((
+            wanted.target.system_of(one.authorised).is_some(),
+            serial_in(&wanted.target, one.authorised),
+            one.sequence,
+        ))
+    });
+    order
+        .into_iter()
+        .map(|one| Candidate {
+            manifest: one.authorised.digest(),
+            wanted: wanted.target.system_of(one.authorised).is_some(),
+            unfit: one.unfit.clone().or_else(|| kernel.differs_from(&one.authorised.manifest().kernel)),
+            image: one.image.clone(),
+            failed: one.failed.clone(),
+            name: name_of(one.authorised),
+        })
+        .collect()
+}
+
+fn serial_in(target: &Target, authorised: &Authorised) -> u64 {
+    match (target, authorised.release()) {
+        (Target::Channel(channel), Some(release)) if release.channel == *channel => release.serial,
+        (Target::Channel(_) | Target::System(_) | Target::Manifest(_) | Target::Anything, _) => 0,
+    }
+}
+
+/// A generation's name for people.
+pub fn name_of(authorised: &Authorised) -> String {
+    let toplevel = authorised.manifest().default_system().map_or("", |system| system.toplevel.name());
+    match authorised.release() {
+        Some(release) => format!("{toplevel}, {} serial {}", release.channel, release.serial),
+        None => format!("{toplevel}, manifest {}", authorised.digest().short()),
+    }
+}
+
+/// Why a verified answer is refused all the same: it is older than what was accepted, or expired. `known` are the generations of the cache, `now`
+/// is this machine's clock in seconds since 1970.
+///
+/// # Errors
+/// The reason.
+pub fn accept(answer: &Authorised, known: &[&Authorised], now: u64) -> Result<(), String> {
+    let Some(release) = answer.release() else { return Ok(()) };
+    let floor: Option<(u64, Digest)> = known
+        .iter()
+        .filter_map(|one| {
+            one.release()
+                .filter(|other| other.channel == release.channel)
+                .map(|other| (other.serial, one.digest()))
+        })
+        .max_by_key(|(serial, _)| *serial);
+    if let Some((floor, _)) = floor.filter(|(floor, _)| release.serial < *floor) {
+        return Err(format!(
+            "the server offers serial {} of channel {}, this machine has accepted {floor} already: an old answer, or an attack",
+            release.serial, release.channel
+        ));
+    }
+    match release.not_after {
+        Some(end) if now > end => Err(format!(
+            "the release of channel {} with serial {} expired {} s ago by this machine's clock ({now} s since 1970): publish anew, or set the clock",
+            release.channel,
+            release.serial,
+            now - end
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::formats::authorised::{Trust, authorise};
+    use crate::formats::envelope::Envelope;
+    use serde_json::json;
+
+    fn generation(name: &str, channel: &str, serial: u64, not_after: Option<u64>) -> Authorised {
+        let manifest = json!({
+            "version": 1,
+            "systems": [{"name": "default", "toplevel": format!("/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-{name}"), "initKind": "prepare-root"}],
+            "kernel": {"storeName": "2c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-linux-6.6", "release": "6.6.1"},
+            "image": {"sha256": Digest::of(name.as_bytes()), "size": 4096, "chunkIndex": {"sha256": Digest::of(b"index"), "size": 60}},
+        })
+        .to_string();
+        let mut release =
+            json!({"version": 1, "channel": channel, "serial": serial, "created": 1, "manifest": Digest::of(manifest.as_bytes())});
+        if let Some(end) = not_after {
+            release["notAfter"] = end.into();
+        }
+        let trust = Trust {
+            allow_unsigned: true,
+            ..Trust::default()
+        };
+        authorise(Some(&Envelope::unsigned(release.to_string().as_bytes())), &manifest, &trust).unwrap()
+    }
+
+    fn kernel(release: &str, store_name: Option<&str>) -> RunningKernel {
+        RunningKernel {
+            release: release.to_owned(),
+            store_name: store_name.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn release_and_store_name_must_be_those_of_the_running_kernel() {
+        let wanted = Kernel {
+            store_name: "2c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-linux-6.6".to_owned(),
+            release: "6.6.1".to_owned(),
+        };
+        assert_eq!(kernel("6.6.1", None).differs_from(&wanted), None);
+        assert_eq!(kernel("6.6.1", Some(&wanted.store_name)).differs_from(&wanted), None);
+        assert!(kernel("6.6.2", None).differs_from(&wanted).is_some());
+        assert!(
+            kernel("6.6.1", Some("3c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-linux-6.6"))
+                .differs_from(&wanted)
+                .unwrap()
+                .contains("6.6.1")
+        );
+    }
+
+    #[test]
+    fn the_wanted_channel_comes_first_by_serial_then_the_newest() {
+        let (a, b, c) = (
+            generation("a", "stable", 2, None),
+            generation("b", "stable", 7, None),
+            generation("c", "testing", 99, None),
+        );
+        let observed: Vec<Observed<'_>> = [(&a, 3), (&b, 1), (&c, 9)]
+            .map(|(authorised, sequence)| Observed {
+                authorised,
+                sequence,
+                image: ImageState::Absent,
+                unfit: None,
+                failed: None,
+            })
+            .to_vec();
+        let wanted = Wanted {
+            target: Target::Channel("stable".parse().unwrap()),
+            trust: Trust::default(),
+        };
+        let found = candidates(&observed, &wanted, &kernel("6.6.1", None));
+        let names: Vec<(&str, bool)> = found.iter().map(|one| (one.name.as_str(), one.wanted)).collect();
+        assert_eq!(
+            names,
+            [
+                ("b, stable serial 7", true),
+                ("a, stable serial 2", true),
+                ("c, testing serial 99", false)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_answer_below_the_floor_or_past_its_end_is_refused_and_the_same_serial_is_not() {
+        let (old, new) = (generation("a", "stable", 2, None), generation("b", "stable", 3, None));
+        let other = generation("c", "testing", 9, None);
+        assert!(accept(&new, &[&old, &other], 0).is_ok());
+        assert!(accept(&new, &[&new], 0).is_ok());
+        assert!(accept(&old, &[&new], 0).unwrap_err().contains("accepted 3 already"));
+        let ends = generation("d", "stable", 4, Some(100));
+        assert!(accept(&ends, &[], 100).is_ok());
+        assert!(accept(&ends, &[], 101).unwrap_err().contains("clock"));
+    }
+}

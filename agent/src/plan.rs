@@ -1,0 +1,237 @@
+//! The plan: what `boot` would do next and why, from what can be seen without doing anything. No executor is in scope here.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::cache::{Held, held, read_generations};
+use crate::candidates::{Observed, RunningKernel, candidates};
+use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
+use crate::mount::entry::MountEntry;
+use crate::mount::system::{RO_STORE, RW_STORE, STORE, TOPLEVEL_LINK};
+use crate::select::{Target, Wanted, select};
+use crate::settings::table::TABLE;
+use crate::settings::{Origin, Settings, Verify};
+
+/// What boot would do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// What is wanted.
+    wanted: String,
+    /// The policy's name.
+    policy: &'static str,
+    /// The next decision.
+    decision: Planned,
+    /// The decision if nobody gives a valid answer; none where nobody is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_answer: Option<Planned>,
+    /// What is cached, the best first.
+    generations: Vec<Seen>,
+    /// Mounts in order, as they follow once an image is ready.
+    mounts: Vec<String>,
+    /// Settings that are not at their default.
+    settings: Vec<Set>,
+    /// What is odd.
+    warnings: Vec<String>,
+}
+
+/// One decision.
+#[derive(Debug, Serialize)]
+struct Planned {
+    rule: &'static str,
+    reason: String,
+    next: String,
+}
+
+/// One cached generation.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Seen {
+    name: String,
+    manifest: String,
+    wanted: bool,
+    image: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfit: Option<String>,
+}
+
+/// One setting.
+#[derive(Debug, Serialize)]
+struct Set {
+    name: &'static str,
+    value: String,
+    origin: String,
+}
+
+/// Plans from settings, the cache in the folder `cache` (none: nothing is cached), the kernel, and the entries to be mounted.
+///
+/// # Errors
+/// If a key or a channel's name is malformed, or the cache is there and cannot be read.
+pub fn plan(settings: &Settings, cache: Option<&Path>, kernel: &RunningKernel, entries: &[MountEntry]) -> Result<Plan> {
+    let (wanted, oddities) = select(settings).context("selecting a system")?;
+    let mut warnings = settings.warnings.clone();
+    warnings.extend(oddities);
+    let (known, left_out) = match cache {
+        Some(folder) => read_generations(folder, &wanted.trust)?,
+        None => (Vec::new(), Vec::new()),
+    };
+    warnings.extend(left_out);
+    let observed: Vec<Observed<'_>> = known
+        .iter()
+        .map(|one| Observed {
+            authorised: &one.authorised,
+            sequence: one.generation.sequence,
+            image: match cache.map(|folder| held(folder, &one.authorised.manifest().image)) {
+                Some(Held::Whole) => ImageState::Unchecked,
+                Some(Held::Part) => ImageState::Partial,
+                Some(Held::Nothing) | None => ImageState::Absent,
+            },
+            unfit: None,
+            failed: None,
+        })
+        .collect();
+    let situation = Situation {
+        mode: settings.policy.mode,
+        exact: matches!(wanted.target, Target::System(_) | Target::Manifest(_)),
+        askable: !settings.urls.is_empty() && wanted.question().is_some(),
+        candidates: candidates(&observed, &wanted, kernel),
+        answer: Answer::NotAsked,
+    };
+    let decision = decide(&situation);
+    let without_answer = (decision.next == Next::Ask).then(|| {
+        let failed = Situation {
+            answer: Answer::Failed("no valid answer".to_owned()),
+            ..situation.clone()
+        };
+        planned(&decide(&failed), settings, &wanted, &failed)
+    });
+    Ok(Plan {
+        wanted: wanted.target.to_string(),
+        policy: policy_name(settings.policy.mode),
+        decision: planned(&decision, settings, &wanted, &situation),
+        without_answer,
+        generations: situation.candidates.iter().map(seen).collect(),
+        mounts: mounts(settings, entries),
+        settings: TABLE
+            .iter()
+            .filter(|row| settings.origin(row.name) != Origin::Default)
+            .map(|row| Set {
+                name: row.name,
+                value: (row.show)(settings),
+                origin: settings.origin(row.name).to_string(),
+            })
+            .collect(),
+        warnings,
+    })
+}
+
+fn planned(decision: &Decision, settings: &Settings, wanted: &Wanted, situation: &Situation) -> Planned {
+    let name = |digest| {
+        situation
+            .candidates
+            .iter()
+            .find(|one| one.manifest == digest)
+            .map_or_else(String::new, |one| one.name.clone())
+    };
+    let next = match &decision.next {
+        Next::Ask => {
+            let something = situation.candidates.iter().any(Candidate::bootable);
+            let limit = if something {
+                settings.policy.wait
+            } else {
+                settings.policy.fetch_wait
+            };
+            let path = wanted.question().map(|question| question.path()).unwrap_or_default();
+            let urls: Vec<String> = settings
+                .urls
+                .iter()
+                .map(|url| format!("{}/{path}", crate::http::without_credentials(url)))
+                .collect();
+            format!("ask {}, at most {} s", urls.join(", then "), limit.as_secs())
+        }
+        Next::Verify(digest) => {
+            let how = match settings.verify {
+                Verify::Full => "verify every chunk",
+                Verify::Size => "look at the size (verify = size)",
+            };
+            format!("{how} of {}, then boot it", name(*digest))
+        }
+        Next::Fetch(digest) => format!("fetch what is missing of {}, then boot it", name(*digest)),
+        Next::Boot(digest) => format!("boot {}", name(*digest)),
+        Next::GiveUp(_) => "give up, and follow onFailure.action".to_owned(),
+    };
+    Planned {
+        rule: decision.rule,
+        reason: decision.reason.clone(),
+        next,
+    }
+}
+
+fn seen(candidate: &Candidate) -> Seen {
+    Seen {
+        name: candidate.name.clone(),
+        manifest: candidate.manifest.to_string(),
+        wanted: candidate.wanted,
+        image: match candidate.image {
+            ImageState::Absent => "absent",
+            ImageState::Partial => "partial",
+            ImageState::Unchecked => "cached",
+            ImageState::Verified => "verified",
+        },
+        unfit: candidate.unfit.clone(),
+    }
+}
+
+fn mounts(settings: &Settings, entries: &[MountEntry]) -> Vec<String> {
+    let rw_store = match &settings.store.rw_device {
+        Some(device) => format!("{device} at {RW_STORE}"),
+        None => format!("tmpfs at {RW_STORE} (size {})", settings.store.tmpfs_size),
+    };
+    let mut mounts = vec![
+        format!("tmpfs at / (size {})", settings.root.tmpfs_size),
+        format!("squashfs at {RO_STORE} (the image, read-only)"),
+        rw_store,
+        format!("overlay at {STORE}"),
+        format!("symlink {TOPLEVEL_LINK} to the toplevel"),
+    ];
+    mounts.extend(entries.iter().map(ToString::to_string));
+    mounts
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "wanted:    {}", self.wanted)?;
+        writeln!(f, "policy:    {}", self.policy)?;
+        writeln!(f, "decision:  {} [{}]", self.decision.reason, self.decision.rule)?;
+        writeln!(f, "next:      {}", self.decision.next)?;
+        if let Some(Planned { rule, reason, next }) = &self.without_answer {
+            writeln!(f, "otherwise: {next}\n           {reason} [{rule}]")?;
+        }
+        if self.generations.is_empty() {
+            writeln!(f, "cached:    nothing")?;
+        }
+        for (number, seen) in self.generations.iter().enumerate() {
+            let title = if number == 0 { "cached:" } else { "" };
+            let wanted = if seen.wanted { "wanted, " } else { "" };
+            writeln!(f, "{title:<11}{} ({wanted}image {})", seen.name, seen.image)?;
+            if let Some(unfit) = &seen.unfit {
+                writeln!(f, "           unfit: {unfit}")?;
+            }
+        }
+        for (number, mount) in self.mounts.iter().enumerate() {
+            let title = if number == 0 { "mounts:" } else { "" };
+            writeln!(f, "{title:<11}{mount}")?;
+        }
+        for (number, Set { name, value, origin }) in self.settings.iter().enumerate() {
+            let title = if number == 0 { "settings:" } else { "" };
+            writeln!(f, "{title:<11}{name} = {value} (from {origin})")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning:   {warning}")?;
+        }
+        Ok(())
+    }
+}

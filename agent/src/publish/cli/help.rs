@@ -1,0 +1,110 @@
+//! The texts of `--help`.
+
+/// `freshroot-publish --help`.
+pub const MAIN: &str = "\
+freshroot-publish: publishes NixOS store images for freshroot
+
+Usage: freshroot-publish COMMAND [ARGUMENTS]
+
+Commands:
+  keygen   make a key pair
+  image    publish a squashfs image
+  closure  make an image of a store closure and publish it
+  sign     sign what was published without a signature
+  serve    serve a published folder over HTTP, for a lab or a test
+
+«freshroot-publish COMMAND --help» says more. The manual: freshroot-publish(1).
+
+Options:
+  -h, --help     this text
+  -V, --version  the version
+";
+
+/// `keygen --help`.
+pub const KEYGEN: &str = "\
+Makes an Ed25519 key pair in Nix's format and prints the public key. Never overwrites a file.
+
+Usage: freshroot-publish keygen NAME --out FOLDER|FILE
+
+  --out FOLDER  gets NAME.secret (mode 0600) and NAME.pub
+  --out FILE    the secret key; FILE.pub is the public one
+
+Keys made by «nix key generate-secret» do as well.
+
+Example:
+  freshroot-publish keygen lab-1 --out /root/keys
+";
+
+/// `image --help`.
+pub const IMAGE: &str = "\
+Publishes a squashfs image of store paths.
+
+Usage: freshroot-publish image FILE --out FOLDER (--key FILE… | --unsigned) [OPTIONS]
+
+  --out FOLDER             the served folder; made if it is not there
+  --key FILE               sign with this secret key; may be repeated
+  --unsigned               do not sign (see «sign»)
+  --kernel FILE            with --initrd: what iPXE and kexec load
+  --initrd FILE
+  --channel NAME           publish under this name (default: «default»)
+  --serial N               the channel's serial (default: the last one + 1)
+  --not-after WHEN         machines that do not have it yet refuse it after WHEN: a date (2027-01-31), a time
+                           (2027-01-31T12:00:00Z) or a duration from now (30d)
+  --system NAME=TOPLEVEL   publish this system of the image; may be repeated, the first is the default
+                           one (default: all)
+  --kernel-params TEXT     for the command lines of the boot scripts
+  --url URL                where the folder will be served (default: boot scripts find files beside themselves)
+  --channel-mode           the boot script of the channel names the channel, not its default system: machines
+                           ask at each boot
+
+Publishing the same again changes nothing and keeps the serial.
+
+Examples:
+  freshroot-publish image store.squashfs --out /srv/freshroot --key lab-1.secret
+  freshroot-publish image store.squashfs --out /srv/freshroot --key lab-1.secret --channel lab \\
+    --kernel bzImage --initrd initrd --kernel-params 'console=ttyS0 panic=30' --not-after 90d
+";
+
+/// `closure --help`.
+pub const CLOSURE: &str = "\
+Makes a squashfs image of store paths with NixOS's flags, its data in an order that keeps updates small, and publishes it.
+
+Usage: freshroot-publish closure STOREPATH… --out FOLDER (--key FILE… | --unsigned) [OPTIONS]
+
+  --registration FILE  the closure, as «nix-store --dump-db» and nixpkgs' closureInfo write it (default: nix-store is asked)
+  --store FOLDER       where the store paths are read (default: /nix/store)
+  --level N            zstd's level, 1 to 22 (default: 19)
+
+and all options of «image».
+
+Examples:
+  freshroot-publish closure /run/current-system --out /srv/freshroot --key lab-1.secret
+  freshroot-publish closure /nix/store/…-nixos-system-lab --registration registration --out served --unsigned
+";
+
+/// `sign --help`.
+pub const SIGN: &str = "\
+Signs every answer of a published folder, for instance of one that was made in the Nix sandbox. A signature by a key of the same
+name is replaced, others stay.
+
+Usage: freshroot-publish sign FOLDER --key FILE…
+
+Example:
+  cp -r --no-preserve=mode result /srv/freshroot && freshroot-publish sign /srv/freshroot --key lab-1.secret
+";
+
+/// `serve --help`.
+pub const SERVE: &str = "\
+Serves a folder over HTTP, with ranges and entity tags. The first line on stdout says where. A line on stderr for each request,
+when its response has ended: client, method, path, status, bytes of the body that were sent, range or -, milliseconds.
+
+Usage: freshroot-publish serve FOLDER [OPTIONS]
+
+  --listen ADDRESS:PORT  where to listen (default: 127.0.0.1:8080; port 0: any free one)
+  --port-file FILE       write the port there
+  --rate BYTES           at most so many bytes a second over all connections; k, M and G are 10^3, 10^6 and 10^9
+
+Examples:
+  freshroot-publish serve /srv/freshroot --listen 0.0.0.0:8080
+  freshroot-publish serve /srv/freshroot --listen '[::1]:0' --port-file port --rate 750k
+";
