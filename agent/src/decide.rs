@@ -88,6 +88,19 @@ pub enum Next {
     GiveUp(String),
 }
 
+impl Next {
+    /// What is done, in a word.
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Ask => "ask",
+            Self::Verify(_) => "verify",
+            Self::Fetch(_) => "fetch",
+            Self::Boot(_) => "boot",
+            Self::GiveUp(_) => "give up",
+        }
+    }
+}
+
 /// A decision: what, by which row of the table, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {

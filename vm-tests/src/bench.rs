@@ -63,7 +63,7 @@ pub fn run(workspace: Workspace, pairs: u32) -> Result<()> {
     let trial = Trial::new(&lab, "bench")?;
     let system = lab.system(Spec::generation(1))?;
     let script = ScriptBoot::prepare(&trial, &system)?;
-    let cache = trial.lab.filled_cache(&trial.dir.join("agent.img"))?;
+    let cache = trial.filled_cache_as("agent.img")?;
     let compared = paired(
         pairs,
         || {

@@ -16,7 +16,6 @@ use crate::packages::kernel::{self, Flavour, Kernel};
 use crate::publisher::{Key, Publisher, Served};
 use crate::qemu::accel::{self, Accelerator};
 use crate::system::{Builder, Spec, System, busybox_static};
-use crate::trial::Trial;
 use crate::workspace::Workspace;
 
 /// The channel of all published generations.
@@ -153,12 +152,9 @@ impl Lab {
         Disk::make(path, CACHE_MEBIBYTES, FsType::Ext4, CACHE_LABEL)
     }
 
-    /// A copy at `path` of a disk that has generation 1 in its cache, put there by a cold boot.
-    pub fn filled_cache(&self, path: &Path) -> Result<Disk> {
-        let filled = self.cached.get(|| {
-            let trial = Trial::new(self, "fill-the-cache")?;
-            crate::scenario::warm::fill(&trial)
-        })?;
+    /// A copy at `path` of the disk that `fill` makes once for all.
+    pub fn filled_cache(&self, path: &Path, fill: impl FnOnce() -> Result<Disk>) -> Result<Disk> {
+        let filled = self.cached.get(fill)?;
         Tool::new("cp", COPY_LIMIT)
             .args(["--sparse=always"])
             .arg(filled.path())

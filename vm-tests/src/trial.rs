@@ -57,9 +57,35 @@ impl<'a> Trial<'a> {
         self.lab.empty_cache(&self.dir.join("cache.img"))
     }
 
-    /// A cache disk with generation 1.
+    /// A cache disk with generation 1, put there by a cold boot that all tests share.
     pub fn filled_cache(&self) -> Result<Disk> {
-        self.lab.filled_cache(&self.dir.join("cache.img"))
+        self.filled_cache_as("cache.img")
+    }
+
+    /// The same, as the file `name`.
+    pub fn filled_cache_as(&self, name: &str) -> Result<Disk> {
+        self.lab
+            .filled_cache(&self.dir.join(name), || Trial::new(self.lab, "fill-the-cache")?.fill())
+    }
+
+    fn fill(&self) -> Result<Disk> {
+        let server = self.serve(&self.lab.served(1)?)?;
+        let disk = self.empty_cache()?;
+        self.boot().disk(&disk).server(server.address().port()).once("boot")?;
+        Ok(disk)
+    }
+
+    /// Removes all but the logs: disks and folders of a test that passed tell nothing more.
+    pub fn tidy(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.dir).with_context(|| format!("listing {}", self.dir.display()))? {
+            let path = entry.with_context(|| format!("listing {}", self.dir.display()))?.path();
+            if path.is_dir() {
+                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+            } else if path.extension().is_none_or(|extension| extension != "log") {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// A boot with the usual configuration.

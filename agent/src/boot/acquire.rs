@@ -117,7 +117,7 @@ impl<'a> Acquire<'a> {
     pub fn next(&mut self, report: &mut Report) -> Result<Acquired, Failure> {
         loop {
             let decision = decide(&self.situation());
-            log::info!("decision: {} [{}]", decision.reason, decision.rule);
+            log::info!("decision: {} [{}]: {}", decision.reason, decision.rule, decision.next.verb());
             report.decision = report::Decided {
                 rule: decision.rule.to_owned(),
                 reason: decision.reason.clone(),

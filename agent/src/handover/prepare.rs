@@ -54,7 +54,18 @@ pub fn prepare(handover: HandOver) -> Result<Prepared> {
         if !step.can_be_undone() {
             continue;
         }
-        log::info!("hand-over: {step}");
+        let level = match step {
+            // The same four on every machine.
+            Step::ShareMounts { .. } => log::Level::Debug,
+            Step::RunPrepareRoot { .. }
+            | Step::CheckInit { .. }
+            | Step::MoveRoot { .. }
+            | Step::DetachOldMounts
+            | Step::EmptyInitramfs
+            | Step::OpenConsole
+            | Step::Exec { .. } => log::Level::Info,
+        };
+        log::log!(level, "hand-over: {step}");
         if let Err(err) = act(&step, &handover, &mut shared) {
             for left in undo(&mut shared) {
                 log::warn!("undoing the hand-over: {left:#}");

@@ -33,7 +33,7 @@ pub fn mount_squashfs(device: &str) -> Result<DetachedMount, FsError> {
     context.set_flag("ro")?;
     match context.set_string("threads", "multi") {
         Ok(()) => {}
-        Err(err) if err.errno == Errno::INVAL => log::info!("reading the image with one decompressor: {err}"),
+        Err(err) if err.errno == Errno::INVAL => log::debug!("reading the image with one decompressor: {err}"),
         Err(err) => return Err(err),
     }
     context.mount(Attributes {

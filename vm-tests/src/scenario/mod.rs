@@ -44,7 +44,9 @@ impl Scenario {
 
     /// Runs it in a folder of its own.
     pub fn run(&self, lab: &Lab) -> Result<()> {
-        (self.run)(&Trial::new(lab, self.folder)?)
+        let trial = Trial::new(lab, self.folder)?;
+        (self.run)(&trial)?;
+        trial.tidy()
     }
 }
 

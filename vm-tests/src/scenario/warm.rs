@@ -4,7 +4,6 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::Scenario;
-use crate::disk::Disk;
 use crate::lab::CHANNEL;
 use crate::system::Spec;
 use crate::trial::{Trial, cache_content, closed_port};
@@ -22,14 +21,6 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("update", "a new release of the channel is fetched and booted", update),
     Scenario::new("forget", "a file on / or in the store is gone after a reboot", forget),
 ];
-
-/// A cold boot that leaves a cache disk with generation 1, powered off.
-pub fn fill(trial: &Trial<'_>) -> Result<Disk> {
-    let server = trial.serve(&trial.lab.served(1)?)?;
-    let disk = trial.empty_cache()?;
-    trial.boot().disk(&disk).server(server.address().port()).once("boot")?;
-    Ok(disk)
-}
 
 fn cold(trial: &Trial<'_>) -> Result<()> {
     let served = trial.lab.served(1)?;
