@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::handover::toplevel::{InitKind, Toplevel};
+use crate::formats::manifest::InitKind;
+use crate::handover::toplevel::Toplevel;
 
 /// How long `prepare-root` may take. Activation of a large system takes seconds, on a slow disk a minute.
 pub const PREPARE_ROOT_LIMIT: Duration = Duration::from_secs(300);
