@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::cmdline::{CommandLine, Param};
 use super::nearest::nearest;
 use super::parsed::ParsedFile;
 use super::row::{Guard, Input, Kind, Row};
 use super::table::{TABLE, by_kebab};
 use super::validated::{Origin, Settings};
 use super::value::{cut, switch};
+use crate::cmdline::{CommandLine, Param};
 
 /// What the settings of ours begin with on the command line.
 pub const PREFIX: &str = "freshroot.";

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::cmdline::CommandLine;
 use super::merged::Merged;
 use super::validated::{InitWord, Origin, Settings};
 use super::value::show_duration;
+use crate::cmdline::CommandLine;
 use crate::store_path::StorePath;
 
 /// `init=` of generated command lines: the agent makes the folder a symlink to the toplevel that it selects.
