@@ -125,7 +125,7 @@ pub fn decide(situation: &Situation) -> Decision {
         (Answer::NotAsked, _) if situation.askable => Decision {
             next: Next::Ask,
             rule: "ask",
-            reason: format!("the policy {} asks before it boots", policy_name(situation.mode)),
+            reason: format!("the policy «{}» asks before it boots", policy_name(situation.mode)),
         },
         (Answer::NotAsked, PolicyMode::RequireFresh) => give_up(
             situation,
@@ -201,7 +201,12 @@ fn fetch(candidate: Option<&Candidate>, rule: &'static str, reason: &str) -> Dec
 fn fall_back(situation: &Situation, rule: &'static str, why: &str) -> Decision {
     let bootable = || situation.candidates.iter().filter(|candidate| candidate.bootable());
     match bootable().find(|candidate| candidate.wanted).or_else(|| bootable().next()) {
-        Some(candidate) => use_image(Some(candidate), rule, why),
+        Some(candidate) if candidate.wanted => use_image(Some(candidate), rule, &format!("{why}: what is cached boots")),
+        Some(candidate) => use_image(
+            Some(candidate),
+            rule,
+            &format!("{why}: what is wanted cannot boot from the cache, another system does"),
+        ),
         None => give_up(situation, why),
     }
 }
