@@ -255,7 +255,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("the default"),
             Self::File => f.write_str("the configuration file"),
-            Self::CommandLine { position } => write!(f, "the command line (at byte {position})"),
+            Self::CommandLine { position } => write!(f, "the command line at byte {position}"),
         }
     }
 }
