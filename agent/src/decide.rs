@@ -3,6 +3,8 @@
 //! A failed download or a corrupt image is not an exception but a new observation: one decides again, by the same table, until the answer is
 //! to boot or to give up. Each step that [`decide`] asks for changes what is observed, so that the loop ends.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use crate::digest::Digest;
 use crate::settings::PolicyMode;
 

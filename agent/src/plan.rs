@@ -1,4 +1,9 @@
 //! The plan: what `boot` would do next and why, from what can be seen without doing anything. No executor is in scope here.
+//!
+//! It is pure but for one thing: it looks at the cache, through [`read_generations`] and [`held`] alone, which open files for reading and change
+//! nothing. It may read, never write: [`crate::cache::Cache`], which locks and writes, has no place here.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::fmt;
 use std::path::Path;

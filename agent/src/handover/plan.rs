@@ -1,5 +1,7 @@
 //! The steps of a hand-over, as a list: printed before it is done, and the same for every machine.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};

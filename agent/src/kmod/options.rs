@@ -1,5 +1,7 @@
 //! What the kernel's command line says about modules: `<module>.<parameter>=<value>` and blacklists.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::pattern::normalise;

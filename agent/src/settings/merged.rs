@@ -3,6 +3,8 @@
 //! The rule for the latter: what weakens trust, decides which system boots, or could touch disks is an error; for the rest the boot goes on with
 //! the configured value and a warning, because a slip on a command line must not cost a machine that nobody stands beside.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 

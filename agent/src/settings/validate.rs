@@ -1,5 +1,7 @@
 //! From merged to validated: values go to their places, and are looked at together.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 
 use super::merged::Merged;

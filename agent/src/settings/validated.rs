@@ -1,5 +1,7 @@
 //! The last of the three types: plain values that were checked. Only this module's parent can make a [`Settings`].
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
