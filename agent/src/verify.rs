@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZero;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +22,18 @@ const PIECE: usize = 1 << 20;
 pub struct VerifiedImage {
     file: File,
     size: u64,
+}
+
+impl VerifiedImage {
+    /// Whether it is this file that was verified.
+    ///
+    /// # Errors
+    /// If one of the two cannot be looked at.
+    pub fn is_of(&self, file: &File) -> Result<bool> {
+        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        let (own, other) = (identity(&self.file), identity(file));
+        Ok(own.context("looking at the verified image")? == other.context("looking at an image")?)
+    }
 }
 
 /// An image of which only the size is known: `verify = size`.

@@ -107,8 +107,8 @@ impl Bench {
             &Progress::new(self.new.image.size),
         )?;
         assert_eq!(digest, self.new.image.sha256, "only what was verified is handed out");
-        verified_by_digest(part.reopen().unwrap(), self.new.image.size, digest, self.new.image.sha256).unwrap();
-        part.commit(&self.cache).unwrap();
+        let proof = verified_by_digest(part.reopen().unwrap(), self.new.image.size, digest, self.new.image.sha256).unwrap();
+        part.commit(&self.cache, &proof).unwrap();
         Ok(())
     }
 
@@ -128,6 +128,8 @@ impl Bench {
     fn assert_committed(&self) {
         let mut expected = self.before.clone();
         expected.insert(format!("images/{}.squashfs", self.new.image.sha256), self.new.bytes.clone());
+        // Its index has followed it from where the part was.
+        expected.insert(format!("images/{}.chunks", self.new.image.sha256), self.new.index.to_bytes());
         assert!(
             kept(self.cache.folder()) == expected,
             "the new image has been added and nothing else is changed"
@@ -952,9 +954,11 @@ fn row_22_what_is_corrupt_foreign_or_newer_in_the_cache_counts_as_absent_and_is_
     assert_eq!((known.len(), left_out.len()), (1, 4), "{left_out:?}");
     bench.assert_unchanged();
     // A corrupt index is not used; the part's map of a newer version is thrown away with the part.
-    let index = format!("images/{}.chunks", bench.new.image.sha256);
-    fs::write(bench.cache.folder().join(&index), b"FRCHUNKS").unwrap();
+    let index = bench.cache.folder().join(format!("partial/{}.chunks", bench.new.image.sha256));
+    let good = fs::read(&index).unwrap();
+    fs::write(&index, b"FRCHUNKS").unwrap();
     assert!(bench.cache.chunk_index(&bench.new.image).is_none());
+    fs::write(&index, good).unwrap();
     bench.new.begin(&bench.cache, &[0, 1, 2]);
     let map = bench.cache.folder().join(format!("partial/{}.map", bench.new.image.sha256));
     let mut newer = fs::read(&map).unwrap();

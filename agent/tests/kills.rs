@@ -99,7 +99,8 @@ fn complete(cache: &Cache, new: &World, sequence: u64) -> Result<usize> {
             part.record(&[number as u32])?;
             fetched += 1;
         }
-        part.commit(cache)?;
+        let proof = verify_image(part.reopen()?, &new.index, &|_| {}).map_err(|damage| anyhow::anyhow!("{damage:?}"))?;
+        part.commit(cache, &proof)?;
     }
     cache.commit_generation(&new.generation(sequence))?;
     reports::keep(folder, &format!("boot-{sequence}"), b"{}")?;

@@ -11,6 +11,17 @@ word() {
 console=/dev/console
 say() { printf '\r\n%s\r\n' "$*" >$console; }
 
+# The login prompt comes first: it is what «the system is up» means to a person. Its program then sleeps until somebody types.
+prompt_waits() {
+    pid=$(pgrep -x -t ttyS0 agetty) && grep -q '^State:.S' "/proc/$pid/status"
+}
+asleep=0 looks=0
+while [ $asleep -lt 3 ] && [ $looks -lt 100 ]; do
+    if prompt_waits; then asleep=$((asleep + 1)); else asleep=0; fi
+    looks=$((looks + 1))
+    sleep 0.2
+done
+
 say "DEMO-READY generation=$(cat /etc/demo-generation) uptime=$(cut -d' ' -f1 /proc/uptime) state=$(systemctl is-system-running) system=$(readlink /run/current-system)"
 if [ -r /run/freshroot/boot.json ]; then
     say "BOOT-REPORT $(tr -d '\r\n' </run/freshroot/boot.json)"

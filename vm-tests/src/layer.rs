@@ -9,6 +9,8 @@ use crate::workspace::Workspace;
 /// A layer of tests, from cheap to dear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layer {
+    /// What needs no run: formatting, lints, shell syntax.
+    Lint,
     /// Tables and small functions, in the crates.
     Unit,
     /// For all observations and inputs.
@@ -27,7 +29,8 @@ pub enum Layer {
 
 impl Layer {
     /// In the order in which they run.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Lint,
         Self::Unit,
         Self::Properties,
         Self::Golden,
@@ -45,6 +48,7 @@ impl Layer {
     /// As `--layer` takes it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Lint => "lint",
             Self::Unit => "unit",
             Self::Properties => "properties",
             Self::Golden => "golden",
@@ -60,7 +64,7 @@ impl Layer {
     fn of_program(stem: &str) -> Self {
         let first = stem.split('_').next().unwrap_or(stem);
         match Self::by_name(first) {
-            Some(layer) if layer != Self::Boots => layer,
+            Some(layer) if !matches!(layer, Self::Boots | Self::Lint) => layer,
             Some(_) | None => Self::Unit,
         }
     }
@@ -69,7 +73,7 @@ impl Layer {
     pub fn cargo_arguments(self, programs: &[String]) -> Option<Vec<String>> {
         let mut arguments: Vec<String> = match self {
             Self::Unit => ["--workspace", "--lib", "--bins"].map(str::to_owned).into(),
-            Self::Properties | Self::Golden | Self::Http | Self::Kills | Self::Mounts | Self::Boots => Vec::new(),
+            Self::Lint | Self::Properties | Self::Golden | Self::Http | Self::Kills | Self::Mounts | Self::Boots => Vec::new(),
         };
         for program in programs.iter().filter(|stem| Self::of_program(stem) == self) {
             arguments.extend(["--test".to_owned(), program.clone()]);

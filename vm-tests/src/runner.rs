@@ -71,6 +71,7 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<bool> {
         let started = Instant::now();
         let result = match layer {
             Layer::Boots => boots(workspace, options),
+            Layer::Lint => lint(workspace, options),
             Layer::Unit | Layer::Properties | Layer::Golden | Layer::Http | Layer::Kills | Layer::Mounts => {
                 match layer.cargo_arguments(&programs) {
                     Some(arguments) => cargo_layer(workspace, &arguments, options),
@@ -129,6 +130,53 @@ fn summary(outcomes: &[Outcome], options: &TestOptions) -> bool {
     }
     println!("{total}");
     total.failed == 0
+}
+
+/// Checks that run nothing of the project: each is a name, a program and its arguments, from the top of the repository.
+const LINTS: &[(&str, &str, &[&str])] = &[
+    ("format", "cargo", &["fmt", "--all", "--check"]),
+    (
+        "clippy",
+        "cargo",
+        &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    ),
+    (
+        "clippy-publish",
+        "cargo",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            "freshroot/publish",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
+    ("shell", "sh", &["-n", "vm-tests/run"]),
+    ("ci", "sh", &["-n", ".ci/run"]),
+];
+
+fn lint(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for (name, program, arguments) in LINTS {
+        if options.filter.as_ref().is_some_and(|text| !name.contains(text.as_str())) {
+            continue;
+        }
+        let output = Tool::new(program, CARGO_LIMIT)
+            .args(*arguments)
+            .current_dir(workspace.root())
+            .output()?;
+        if output.status.success() {
+            counts.passed += 1;
+        } else {
+            counts.failed += 1;
+            let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            eprintln!("FAILED  {name}: {program} {}\n{err}{out}", arguments.join(" "));
+        }
+    }
+    Ok(counts)
 }
 
 fn cargo_layer(workspace: &Workspace, targets: &[String], options: &TestOptions) -> Result<Counts> {

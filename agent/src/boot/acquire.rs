@@ -486,18 +486,19 @@ impl Download<'_> {
             fetch_image(&self.source, self.image, &index, &part, self.patience, &progress)
         });
         log::info!("fetched: {progress}");
-        let found = fetched.map_err(|error| anyhow::anyhow!("{error}"))?;
-        // Compared before the image takes its place: nothing stands there that was not verified.
-        match verified_by_digest(part.reopen()?, self.image.size, found, self.image.sha256) {
-            Ok(verified) => {
-                part.commit(self.cache)?;
-                Ok(BootImage::Verified(verified))
+        let found = match fetched {
+            Ok(found) => found,
+            Err(error) => {
+                if let FetchError::Contradiction(_) = error {
+                    part.discard()?;
+                }
+                return Err(anyhow::anyhow!("{error}"));
             }
-            Err(contradiction) => {
-                part.discard()?;
-                Err(contradiction)
-            }
-        }
+        };
+        // The proof comes before the place: nothing stands among the images that was not verified.
+        let verified = verified_by_digest(part.reopen()?, self.image.size, found, self.image.sha256)?;
+        part.commit(self.cache, &verified)?;
+        Ok(BootImage::Verified(verified))
     }
 
     fn index(&self) -> Result<ChunkIndex> {

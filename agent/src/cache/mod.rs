@@ -114,7 +114,7 @@ impl Cache {
                 log::info!("removed {}, left by an interrupted write", path.display());
             }
         }
-        part::remove_lone_maps(&folder.join("partial"))?;
+        part::tidy(folder)?;
         Ok(cache)
     }
 

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::manifest::Image;
 use crate::formats::part_map::PartMap;
-use crate::verify::{Damage, bad_chunks};
+use crate::verify::{Damage, VerifiedImage, bad_chunks};
 
 /// `MSDOS_SUPER_MAGIC` of linux/magic.h.
 const VFAT_MAGIC: i64 = 0x4d44;
@@ -165,11 +165,17 @@ impl Part {
         File::open(&self.path).with_context(|| format!("opening {}", self.path.display()))
     }
 
-    /// The finished and verified image takes its place: fsync, rename, fsync of the folders.
+    /// The finished image takes its place: fsync, rename, fsync of the folders. `proof` is that the whole of it was verified, through
+    /// [`Part::reopen`].
     ///
     /// # Errors
-    /// If a step fails; the partial image is then still there.
-    pub fn commit(self, cache: &Cache) -> Result<()> {
+    /// If a step fails, or the proof is that of another file; the partial image is then still there.
+    pub fn commit(self, cache: &Cache, proof: &VerifiedImage) -> Result<()> {
+        anyhow::ensure!(
+            proof.is_of(&self.file)?,
+            "{} is not the file that was verified",
+            self.path.display()
+        );
         self.file
             .sync_all()
             .with_context(|| format!("synchronising {}", self.path.display()))?;
@@ -192,11 +198,18 @@ impl Part {
     }
 }
 
-/// Removes maps without a file: what a commit leaves that ends between its rename and its last step.
-pub(super) fn remove_lone_maps(folder: &Path) -> Result<()> {
-    let names = atomic::names(folder)?;
+/// Ends what a commit left undone that was cut short after its first rename: the index follows its image, and a map without a file goes.
+pub(super) fn tidy(cache: &Path) -> Result<()> {
+    let (partial, images) = (cache.join("partial"), cache.join("images"));
+    let names = atomic::names(&partial)?;
+    for stem in names.iter().filter_map(|name| name.strip_suffix(".chunks")) {
+        let index = format!("{stem}.chunks");
+        if images.join(format!("{stem}.squashfs")).exists() {
+            atomic::rename(&partial.join(&index), &images.join(&index))?;
+        }
+    }
     for stem in names.iter().filter_map(|name| name.strip_suffix(".map")) {
-        let map = folder.join(format!("{stem}.map"));
+        let map = partial.join(format!("{stem}.map"));
         if names.binary_search(&format!("{stem}.part")).is_err() && atomic::remove(&map)? {
             log::info!("removed {}, the map of a partial image that is not there any more", map.display());
         }
@@ -249,6 +262,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::formats::manifest::FileRef;
+    use crate::verify::verify_image;
     use std::time::{Duration, Instant};
 
     fn world() -> (tempfile::TempDir, Cache, Image, ChunkIndex, Vec<u8>) {
@@ -343,12 +357,24 @@ mod tests {
     }
 
     #[test]
+    fn the_proof_of_another_file_commits_nothing() {
+        let (_folder, cache, image, index, bytes) = world();
+        let part = Part::open(&cache, &image, &index, &|_| {}).unwrap();
+        let mut other = tempfile::tempfile().unwrap();
+        other.write_all(&bytes).unwrap();
+        let proof = verify_image(other, &index, &|_| {}).unwrap();
+        assert!(part.commit(&cache, &proof).unwrap_err().to_string().contains("not the file"));
+        assert!(!cache.image_path(image.sha256).exists());
+    }
+
+    #[test]
     fn a_finished_image_takes_its_place() {
         let (folder, cache, image, index, bytes) = world();
         let part = Part::open(&cache, &image, &index, &|_| {}).unwrap();
         part.write(0, &bytes).unwrap();
         let file = part.reopen().unwrap();
-        part.commit(&cache).unwrap();
+        let proof = verify_image(part.reopen().unwrap(), &index, &|_| {}).unwrap();
+        part.commit(&cache, &proof).unwrap();
         assert_eq!(std::fs::read(cache.image_path(image.sha256)).unwrap(), bytes);
         assert!(file.write_all_at(b"x", 0).is_err(), "it is open for reading only");
         assert!(atomic::names(&folder.path().join("partial")).unwrap().is_empty());

@@ -14,6 +14,7 @@ use freshroot::formats::envelope::Envelope;
 use freshroot::formats::generation::Generation;
 use freshroot::formats::key::SecretKey;
 use freshroot::formats::manifest::{FileRef, Image};
+use freshroot::verify::verify_image;
 use serde_json::json;
 
 /// Length of all chunks but the last.
@@ -136,7 +137,8 @@ impl World {
         cache.commit_chunk_index(self.image.sha256, &self.index.to_bytes()).unwrap();
         let part = Part::open(cache, &self.image, &self.index, &|_| {}).unwrap();
         part.write(0, &self.bytes).unwrap();
-        part.commit(cache).unwrap();
+        let proof = verify_image(part.reopen().unwrap(), &self.index, &|_| {}).unwrap();
+        part.commit(cache, &proof).unwrap();
         cache.commit_generation(&self.generation(sequence)).unwrap();
     }
 }

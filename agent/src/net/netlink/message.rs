@@ -210,7 +210,8 @@ fn address(body: &[u8]) -> Option<Address> {
             address: ip(attribute(rest, IFA_LOCAL).or_else(|| attribute(rest, IFA_ADDRESS))?)?,
             length,
         },
-        global: scope == RT_SCOPE_UNIVERSE,
+        // Site-local ones (fec0::/10, deprecated by RFC 3879) are still given out, and reach what is on the site.
+        global: scope < RT_SCOPE_LINK,
         usable: !waiting && flags & IFA_F_DADFAILED == 0,
     })
 }
