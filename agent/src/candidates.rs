@@ -1,5 +1,7 @@
 //! From what the cache holds to what the decision sees. Pure.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use crate::decide::{Candidate, ImageState};
 use crate::digest::Digest;
 use crate::formats::authorised::Authorised;

@@ -3,6 +3,8 @@
 //! A failed download or a corrupt image is not an exception but a new observation: one decides again, by the same table, until the answer is
 //! to boot or to give up. Each step that [`decide`] asks for changes what is observed, so that the loop ends.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use crate::digest::Digest;
 use crate::settings::PolicyMode;
 
@@ -138,7 +140,7 @@ pub fn decide(situation: &Situation) -> Decision {
         (Answer::NotAsked, _) if situation.askable => Decision {
             next: Next::Ask,
             rule: "ask",
-            reason: format!("the policy {} asks before it boots", policy_name(situation.mode)),
+            reason: format!("the policy «{}» asks before it boots", policy_name(situation.mode)),
         },
         (Answer::NotAsked, PolicyMode::RequireFresh) => give_up(
             situation,
@@ -214,7 +216,12 @@ fn fetch(candidate: Option<&Candidate>, rule: &'static str, reason: &str) -> Dec
 fn fall_back(situation: &Situation, rule: &'static str, why: &str) -> Decision {
     let bootable = || situation.candidates.iter().filter(|candidate| candidate.bootable());
     match bootable().find(|candidate| candidate.wanted).or_else(|| bootable().next()) {
-        Some(candidate) => use_image(Some(candidate), rule, why),
+        Some(candidate) if candidate.wanted => use_image(Some(candidate), rule, &format!("{why}: what is cached boots")),
+        Some(candidate) => use_image(
+            Some(candidate),
+            rule,
+            &format!("{why}: what is wanted cannot boot from the cache, another system does"),
+        ),
         None => give_up(situation, why),
     }
 }

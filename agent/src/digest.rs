@@ -1,5 +1,7 @@
 //! SHA-256 digests: 32 bytes everywhere, lower-case hexadecimal in text.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,4 +1,9 @@
 //! The plan: what `boot` would do next and why, from what can be seen without doing anything. No executor is in scope here.
+//!
+//! It is pure but for one thing: it looks at the cache, through [`read_generations`] and [`held`] alone, which open files for reading and change
+//! nothing. It may read, never write: [`crate::cache::Cache`], which locks and writes, has no place here.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::fmt;
 use std::path::Path;
@@ -9,10 +14,12 @@ use serde::Serialize;
 use crate::cache::{Held, held, read_generations};
 use crate::candidates::{Observed, RunningKernel, candidates};
 use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
-use crate::mount::entry::MountEntry;
+use crate::mount::entry::{MountEntry, MountKind, Need};
 use crate::mount::system::{RO_STORE, RW_STORE, STORE, TOPLEVEL_LINK};
 use crate::select::{Target, Wanted, select};
-use crate::settings::table::TABLE;
+use crate::settings::row::Row;
+use crate::settings::table::{TABLE, by_name};
+use crate::settings::value::show_duration;
 use crate::settings::{Origin, Settings, Verify};
 
 /// What boot would do.
@@ -28,6 +35,8 @@ pub struct Plan {
     /// The decision if nobody gives a valid answer; none where nobody is asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     without_answer: Option<Planned>,
+    /// Where images are kept.
+    cache: String,
     /// What is cached, the best first.
     generations: Vec<Seen>,
     /// Mounts in order, as they follow once an image is ready.
@@ -103,7 +112,7 @@ pub fn plan(settings: &Settings, cache: Option<&Path>, kernel: &RunningKernel, e
     let decision = decide(&situation);
     let without_answer = (decision.next == Next::Ask).then(|| {
         let failed = Situation {
-            answer: Answer::Failed("no valid answer".to_owned()),
+            answer: Answer::Failed("no server gives a valid answer in time".to_owned()),
             ..situation.clone()
         };
         planned(&decide(&failed), settings, &wanted, &failed)
@@ -113,6 +122,7 @@ pub fn plan(settings: &Settings, cache: Option<&Path>, kernel: &RunningKernel, e
         policy: policy_name(settings.policy.mode),
         decision: planned(&decision, settings, &wanted, &situation),
         without_answer,
+        cache: kept_in(settings, cache.is_some()),
         generations: situation.candidates.iter().map(seen).collect(),
         mounts: mounts(settings, entries),
         settings: TABLE
@@ -120,7 +130,7 @@ pub fn plan(settings: &Settings, cache: Option<&Path>, kernel: &RunningKernel, e
             .filter(|row| settings.origin(row.name) != Origin::Default)
             .map(|row| Set {
                 name: row.name,
-                value: (row.show)(settings),
+                value: shown(row, settings),
                 origin: settings.origin(row.name).to_string(),
             })
             .collect(),
@@ -134,7 +144,7 @@ fn planned(decision: &Decision, settings: &Settings, wanted: &Wanted, situation:
             .candidates
             .iter()
             .find(|one| one.manifest == digest)
-            .map_or_else(String::new, |one| one.name.clone())
+            .map_or_else(String::new, |one| format!("«{}»", one.name))
     };
     let next = match &decision.next {
         Next::Ask => {
@@ -150,18 +160,25 @@ fn planned(decision: &Decision, settings: &Settings, wanted: &Wanted, situation:
                 .iter()
                 .map(|url| format!("{}/{path}", crate::http::without_credentials(url)))
                 .collect();
-            format!("ask {}, at most {} s", urls.join(", then "), limit.as_secs())
+            format!(
+                "ask {}, at most {}; boot what the answer names",
+                urls.join(", then "),
+                show_duration(limit)
+            )
         }
         Next::Verify(digest) => {
             let how = match settings.verify {
                 Verify::Full => "verify every chunk",
-                Verify::Size => "look at the size (verify = size)",
+                Verify::Size => "compare nothing but the size",
             };
             format!("{how} of {}, then boot it", name(*digest))
         }
         Next::Fetch(digest) => format!("fetch what is missing of {}, then boot it", name(*digest)),
         Next::Boot(digest) => format!("boot {}", name(*digest)),
-        Next::GiveUp(_) => "give up, and follow onFailure.action".to_owned(),
+        Next::GiveUp(_) => format!(
+            "give up; onFailure.action is {}",
+            by_name("onFailure.action").map_or_else(String::new, |row| shown(row, settings))
+        ),
     };
     Planned {
         rule: decision.rule,
@@ -185,6 +202,24 @@ fn seen(candidate: &Candidate) -> Seen {
     }
 }
 
+/// Where images are kept. A cache disk that is configured and not mounted is said: «nothing cached» would be a guess.
+fn kept_in(settings: &Settings, seen: bool) -> String {
+    match (&settings.cache.device, seen) {
+        (Some(device), true) => format!("on {device}"),
+        (Some(device), false) => format!("on {device}, where no cache is seen now: a boot looks for the disk first"),
+        (None, true | false) => "in RAM: no cache.device is configured, each boot fetches the image anew".to_owned(),
+    }
+}
+
+/// A value for everybody's eyes: passwords in URLs are left out.
+fn shown(row: &Row, settings: &Settings) -> String {
+    if row.name == "url" {
+        let urls: Vec<String> = settings.urls.iter().map(|url| crate::http::without_credentials(url)).collect();
+        return urls.join(" ");
+    }
+    (row.show)(settings)
+}
+
 fn mounts(settings: &Settings, entries: &[MountEntry]) -> Vec<String> {
     let rw_store = match &settings.store.rw_device {
         Some(device) => format!("{device} at {RW_STORE}"),
@@ -197,8 +232,37 @@ fn mounts(settings: &Settings, entries: &[MountEntry]) -> Vec<String> {
         format!("overlay at {STORE}"),
         format!("symlink {TOPLEVEL_LINK} to the toplevel"),
     ];
-    mounts.extend(entries.iter().map(ToString::to_string));
+    mounts.extend(entries.iter().map(mount));
     mounts
+}
+
+fn mount(entry: &MountEntry) -> String {
+    let what = match entry.kind() {
+        MountKind::Device(fs) => format!("{} on {}", fs.name(), entry.device().unwrap_or_default()),
+        MountKind::Tmpfs => "tmpfs".to_owned(),
+        MountKind::Bind { source, recursive: false } => format!("bind of {}", source.display()),
+        MountKind::Bind { source, recursive: true } => format!("bind of {} and what is mounted below it", source.display()),
+    };
+    let mut details: Vec<String> = entry
+        .options()
+        .file_system
+        .iter()
+        .map(|option| match &option.value {
+            Some(value) => format!("{}={value}", option.key),
+            None => option.key.clone(),
+        })
+        .collect();
+    match entry.need() {
+        Need::Required => {}
+        Need::Degraded => details.push("the boot goes on without it, as degraded".to_owned()),
+        Need::Optional => details.push("the boot goes on without it".to_owned()),
+    }
+    let details = if details.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", details.join(", "))
+    };
+    format!("{what} at {}{details}", entry.mount_point().display())
 }
 
 impl fmt::Display for Plan {
@@ -208,8 +272,9 @@ impl fmt::Display for Plan {
         writeln!(f, "decision:  {} [{}]", self.decision.reason, self.decision.rule)?;
         writeln!(f, "next:      {}", self.decision.next)?;
         if let Some(Planned { rule, reason, next }) = &self.without_answer {
-            writeln!(f, "otherwise: {next}\n           {reason} [{rule}]")?;
+            writeln!(f, "otherwise: {reason} [{rule}]\n           {next}")?;
         }
+        writeln!(f, "cache:     {}", self.cache)?;
         if self.generations.is_empty() {
             writeln!(f, "cached:    nothing")?;
         }
@@ -218,7 +283,7 @@ impl fmt::Display for Plan {
             let wanted = if seen.wanted { "wanted, " } else { "" };
             writeln!(f, "{title:<11}{} ({wanted}image {})", seen.name, seen.image)?;
             if let Some(unfit) = &seen.unfit {
-                writeln!(f, "           unfit: {unfit}")?;
+                writeln!(f, "           cannot boot: {unfit}")?;
             }
         }
         for (number, mount) in self.mounts.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -197,6 +198,23 @@ impl Report {
         self.warnings.push(what);
     }
 
+    /// Reads a report. The version is looked at first, so that a newer report is named as such.
+    ///
+    /// # Errors
+    /// Malformed, or of another version.
+    pub fn parse(text: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u64,
+        }
+        let Version { version } = serde_json::from_str(text)?;
+        ensure!(
+            version == 1,
+            "the report has version {version}, this program knows version 1: use the freshroot that is as new as the one in the initrd"
+        );
+        Ok(serde_json::from_str(text)?)
+    }
+
     /// The report as a file holds it.
     ///
     /// # Errors
@@ -216,7 +234,13 @@ impl std::fmt::Display for Report {
             Outcome::Failed => "failed",
         };
         writeln!(f, "outcome:   {outcome} (agent {}, boot {})", self.agent, self.boot_id)?;
-        writeln!(f, "decision:  {} [{}]", self.decision.reason, self.decision.rule)?;
+        if let Some(Failure { what, remedy }) = &self.error {
+            writeln!(f, "error:     {what}\nremedy:    {remedy}")?;
+        }
+        // A boot can end before it comes to a decision.
+        if !self.decision.rule.is_empty() {
+            writeln!(f, "decision:  {} [{}]", self.decision.reason, self.decision.rule)?;
+        }
         if let Some(system) = &self.system {
             writeln!(f, "system:    {}", system.toplevel)?;
             let release = match (&system.channel, system.serial) {
@@ -229,29 +253,46 @@ impl std::fmt::Display for Report {
         if let Some(source) = self.source {
             let source = match source {
                 Source::Cache => "cache",
-                Source::Network => "network",
-                Source::Ram => "network, kept in RAM",
+                Source::Network => "network, and kept in the cache",
+                Source::Ram => "network, kept in RAM for this boot",
             };
             writeln!(f, "source:    {source}")?;
         }
-        writeln!(
-            f,
-            "network:   {} requests, {} bytes received, {} bytes reused",
-            self.requests, self.bytes.received, self.bytes.reused
-        )?;
+        let requests = match self.requests {
+            0 => "no requests".to_owned(),
+            1 => "1 request".to_owned(),
+            many => format!("{many} requests"),
+        };
+        let Bytes { received, reused } = self.bytes;
+        writeln!(f, "network:   {requests}, {} received, {} reused", amount(received), amount(reused))?;
         if let Some(network) = &self.network {
             writeln!(f, "           {} {}", network.interface, network.addresses.join(" "))?;
         }
-        for step in &self.steps {
-            let outcome = if step.outcome == "ok" { "" } else { step.outcome.as_str() };
-            writeln!(f, "{:>8} ms {} {outcome}", step.milliseconds, step.step)?;
+        for (
+            number,
+            Step {
+                step,
+                milliseconds,
+                outcome,
+            },
+        ) in self.steps.iter().enumerate()
+        {
+            let title = if number == 0 { "steps:" } else { "" };
+            let failed = if outcome == "ok" { String::new() } else { format!(": {outcome}") };
+            writeln!(f, "{title:<11}{milliseconds:>6} ms {step}{failed}")?;
         }
         for warning in &self.warnings {
             writeln!(f, "warning:   {warning}")?;
         }
-        if let Some(Failure { what, remedy }) = &self.error {
-            writeln!(f, "error:     {what}\nremedy:    {remedy}")?;
-        }
         Ok(())
+    }
+}
+
+/// Bytes as people read them.
+fn amount(bytes: u64) -> String {
+    match bytes {
+        0 => "nothing".to_owned(),
+        1..1_000_000 => format!("{bytes} bytes"),
+        1_000_000.. => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
     }
 }

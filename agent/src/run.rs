@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{Write as _, stdout};
+use std::io::{ErrorKind, Write as _, stdout};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -72,13 +72,16 @@ fn show_status(root: &Path, json: bool) -> Result<ExitCode> {
     use std::io::Read as _;
     let path = root.join(report::PATH);
     let mut text = String::new();
-    let file = fs::File::open(&path).with_context(|| format!("opening {}: was this system booted by freshroot?", path.display()))?;
+    let file = match fs::File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("there is no report {}: was this system booted by freshroot?", path.display())
+        }
+        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
+    };
     file.take(REPORT_LIMIT)
         .read_to_string(&mut text)
         .with_context(|| format!("reading {}", path.display()))?;
-    let report: Report = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
-    if report.version != 1 {
-        bail!("{} has version {}, this program knows version 1", path.display(), report.version);
-    }
+    let report = Report::parse(&text).with_context(|| format!("reading {}", path.display()))?;
     if json { print(&text) } else { print(&report.to_string()) }
 }

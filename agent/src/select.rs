@@ -2,6 +2,8 @@
 //!
 //! Selecting is not authorising: a toplevel's hash is made from inputs and says nothing about who built it.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use crate::digest::Digest;
 use crate::formats::Refusal;
 use crate::formats::answer::Question;

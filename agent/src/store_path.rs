@@ -1,5 +1,7 @@
 //! Store paths: `/nix/store/<hash>-<name>`, as text that was checked.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::str::FromStr;
 

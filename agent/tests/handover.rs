@@ -10,12 +10,13 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use freshroot::formats::manifest::InitKind;
 use freshroot::handover::empty::remove_contents;
 use freshroot::handover::plan::{HandOver, Step, plan};
 use freshroot::handover::prepare::prepare;
 use freshroot::handover::run_in_root::run_in_root;
 use freshroot::handover::switch_root::switch_root;
-use freshroot::handover::toplevel::{self, InitKind};
+use freshroot::handover::toplevel;
 use freshroot::mount::api_fs::mount_api_file_systems;
 use freshroot::mount::fs_context::DetachedMount;
 use freshroot::mount::mount_log::MountLog;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use freshroot::settings::cmdline::{CommandLine, Unreadable, quote_init_argument, quote_param};
+use freshroot::cmdline::{CommandLine, Unreadable, quote_init_argument, quote_param};
 use freshroot::settings::table::TABLE;
 use freshroot::settings::value::{LONGEST, duration, show_duration, size};
 use freshroot::settings::{Origin, Settings, Size, Verify};

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::cmdline::CommandLine;
 use crate::device::find::{Progress, wait_for};
 use crate::device::name::DeviceName;
 use crate::device::observe::BlockDevice;
@@ -32,7 +33,7 @@ impl Disks {
     ///
     /// # Errors
     /// If the kernel's events cannot be followed.
-    pub fn open(root: &Path, settings: &Settings, command_line: &str) -> Result<(Self, Vec<String>)> {
+    pub fn open(root: &Path, settings: &Settings, command_line: &CommandLine) -> Result<(Self, Vec<String>)> {
         // Before the first look, so that no event falls in between.
         let events = Socket::open().context("following the kernel's events")?;
         let loader = Loader::new(root, None, Options::from_command_line(command_line))?;

@@ -24,6 +24,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cache::{Cache, reports};
 use crate::candidates::RunningKernel;
+use crate::cmdline::CommandLine;
 use crate::failure;
 use crate::formats::authorised::Authority;
 use crate::handover::plan::{HandOver, PREPARE_ROOT_LIMIT};
@@ -35,7 +36,7 @@ use crate::mount::entry::MountEntry;
 use crate::mount::mount_log::MountLog;
 use crate::report::{self, ChosenSystem, Failure, Outcome, Report};
 use crate::select::{Wanted, select};
-use crate::settings::{OnFailure, Settings};
+use crate::settings::{CMDLINE, OnFailure, Settings, read_command_line};
 use crate::verify::BootImage;
 use acquire::{Acquire, Acquired, cache_folder, open_cache};
 use disks::Disks;
@@ -142,7 +143,12 @@ fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mu
         wanted.target,
         crate::decide::policy_name(settings.policy.mode)
     );
-    let command_line = String::from_utf8_lossy(&fs::read("/proc/cmdline").unwrap_or_default()).into_owned();
+    let command_line = command_line().unwrap_or_else(|error| {
+        report.warn(format!(
+            "module parameters and blacklists of the command line are not obeyed: {error:#}"
+        ));
+        CommandLine::default()
+    });
     let (mut disks, oddities) = report
         .step("drivers", |_| Disks::open(Path::new(ROOT), settings, &command_line))
         .map_err(|error| Failure::new(error, "check the kernel and the modules of the initrd"))?;
@@ -290,6 +296,10 @@ fn init_environment() -> Vec<(OsString, OsString)> {
     std::env::vars_os()
         .filter(|(name, _)| !name.to_string_lossy().contains('.'))
         .collect()
+}
+
+fn command_line() -> Result<CommandLine> {
+    Ok(CommandLine::parse(&read_command_line(&Path::new(ROOT).join(CMDLINE))?)?)
 }
 
 fn running_kernel(settings: &Settings) -> RunningKernel {

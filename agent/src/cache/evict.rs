@@ -1,5 +1,7 @@
 //! What is removed when the cache has no room for another image. Pure.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use crate::digest::Digest;
 
 /// Something that takes room.

@@ -1,5 +1,7 @@
 //! How a person names a device: `LABEL=…`, a udev link, or a path.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;

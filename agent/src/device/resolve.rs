@@ -1,5 +1,7 @@
 //! Which device a name means.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::path::Path;
 
 use super::name::DeviceName;

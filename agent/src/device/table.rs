@@ -3,6 +3,8 @@
 //! The kernel makes the partitions, and says their number and start. It does not say a partition's unique id before Linux 6.8, so the table
 //! is read here again. GPT: UEFI specification 2.10, chapter 5. MBR: the disk signature at 440 and four entries at 446.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::io;
 
 use super::probe::{ReadAt, array, dashed, has, le32, le64, read, text16};
@@ -172,7 +174,13 @@ fn gpt_entry(entry: &[u8], number: u32) -> Option<GptEntry> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::disallowed_methods,
+        clippy::disallowed_types
+    )]
     use super::*;
     use proptest::prelude::*;
     use std::io::Write;

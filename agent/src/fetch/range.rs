@@ -1,5 +1,7 @@
 //! Which bytes are asked for, and whether an answer holds them. Pure.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use crate::formats::chunk_index::Chunk;
 
 /// A run of chunks that are missing, by number: `first` to `last`, both included.

@@ -1,5 +1,7 @@
 //! Manifests: what one published version consists of.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Refusal, check_critical, parse_version_1};
@@ -26,12 +28,23 @@ const CHUNK_INDEX_LIMIT: u64 = 64 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InitKind {
-    /// `init` is the stage-2 script.
+    /// `init` does the activation itself, then starts the service manager (scripted stage 1, and what is no NixOS).
     Scripted,
-    /// `init` is systemd, and `prepare-root` does the activation.
+    /// `prepare-root` does the activation, `init` is systemd (systemd stage 1, the default since NixOS 26.05).
     PrepareRoot,
-    /// Neither: nixos-init, from the initrd, does the activation.
+    /// `init` is systemd and there is no `prepare-root`: nixos-init in the initrd does the activation.
     NixosInit,
+}
+
+impl fmt::Display for InitKind {
+    /// As a manifest writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scripted => "scripted",
+            Self::PrepareRoot => "prepare-root",
+            Self::NixosInit => "nixos-init",
+        })
+    }
 }
 
 /// A file by content.

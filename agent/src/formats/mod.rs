@@ -3,6 +3,8 @@
 //! Everything here is pure: bytes in, values or a named refusal out. [`answer::Answer::authorise`] is the only maker of an
 //! [`authorised::Authorised`] manifest.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod answer;
 pub mod authorised;
 pub mod chunk_index;

@@ -1,5 +1,7 @@
 //! `/proc/self/mountinfo` (proc_pid_mountinfo(5)), as far as the hand-over needs it: where something is mounted.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

@@ -1,11 +1,14 @@
 //! The steps of a hand-over, as a list: printed before it is done, and the same for every machine.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::handover::toplevel::{InitKind, Toplevel};
+use crate::formats::manifest::InitKind;
+use crate::handover::toplevel::Toplevel;
 
 /// How long `prepare-root` may take. Activation of a large system takes seconds, on a slow disk a minute.
 pub const PREPARE_ROOT_LIMIT: Duration = Duration::from_secs(300);

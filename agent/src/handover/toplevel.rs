@@ -11,31 +11,11 @@ use anyhow::Context as _;
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 
+use crate::formats::manifest::InitKind;
 use crate::mount::below::Below;
 
 /// The kernel reads this much of a file to know its interpreter (`BINPRM_BUF_SIZE`, Linux 5.1).
 const HEAD: usize = 256;
-
-/// How a toplevel is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InitKind {
-    /// `init` does the activation itself, then starts the service manager (scripted stage 1, and what is no NixOS).
-    Scripted,
-    /// `prepare-root` does the activation, `init` is systemd (systemd stage 1, the default since NixOS 26.05).
-    PrepareRoot,
-    /// `init` is systemd and there is no `prepare-root`: nixos-init in the initrd would do the activation.
-    NixosInit,
-}
-
-impl fmt::Display for InitKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Scripted => "scripted",
-            Self::PrepareRoot => "prepare-root",
-            Self::NixosInit => "nixos-init",
-        })
-    }
-}
 
 /// A toplevel that can be started. Only [`check`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! What `depmod` wrote about the modules of a kernel: `modules.dep`, `.alias`, `.softdep` and `.builtin` (their formats: `modules.dep(5)`,
 //! `modprobe.d(5)`).
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -115,8 +116,10 @@ impl Index {
     }
 }
 
+/// The reader beside the parser: see [`Index::read`].
+#[allow(clippy::disallowed_types, reason = "a reader; all else here is given its text")]
 fn read(path: &Path) -> Result<String> {
-    let file = match File::open(path) {
+    let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
         Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
@@ -182,7 +185,13 @@ fn parse_softdep(line: &str) -> Option<(String, SoftDependency)> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::disallowed_methods,
+        clippy::disallowed_types
+    )]
     use super::*;
     use proptest::prelude::*;
 

@@ -281,6 +281,7 @@ impl<I: Insert> Loader<I> {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::cmdline::CommandLine;
     use std::ffi::CStr;
 
     /// Notes what is inserted, and refuses files whose name has `broken` or `loaded` in it.
@@ -324,7 +325,13 @@ pub(super) mod tests {
     }
 
     pub fn loader(root: &Path, command_line: &str) -> Loader<List> {
-        Loader::with(root, "6", Options::from_command_line(command_line), List::default()).unwrap()
+        Loader::with(
+            root,
+            "6",
+            Options::from_command_line(&CommandLine::parse(command_line.as_bytes()).unwrap()),
+            List::default(),
+        )
+        .unwrap()
     }
 
     fn inserted(loader: &Loader<List>) -> Vec<&str> {

@@ -1,5 +1,7 @@
 //! Aliases with wildcards, as `fnmatch(3)` without flags compares them.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 /// The name of a module or an alias as it is compared: `-` and `_` are the same, but not within brackets (kmod's `alias_normalize`).
 pub fn normalise(name: &str) -> String {
     let mut inside = false;

@@ -3,6 +3,8 @@
 //! [`FileSystemEntry`] has the shape of NixOS's `fileSystems.<mountPoint>`, flattened to JSON by the module; [`MountEntry`] is the same after it was
 //! validated: its type is one that we mount, its options are split, its paths are clean, its place is not one of ours.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -3,6 +3,8 @@
 //! Words as in mount(8), fstab(5) and systemd.mount(5). Words that only userspace knows never reach the kernel; those that would change what a mount
 //! means, and that this agent does not do, are refused by name instead of being dropped.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::time::Duration;
 

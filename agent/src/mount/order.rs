@@ -1,5 +1,7 @@
 //! The order in which entries are mounted: parents first, sources of binds first, what is named in `depends` first.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};

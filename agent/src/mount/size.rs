@@ -1,5 +1,7 @@
 //! Sizes of tmpfs mounts: «512M», «50%».
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::str::FromStr;
 

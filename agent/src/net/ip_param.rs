@@ -6,6 +6,8 @@
 //! - `ip=<client>:<server>:<gateway>:<netmask>:<hostname>:<device>:<method>:<dns0>:<dns1>:<ntp0>`, everything after the client may be missing;
 //!   IPv6 addresses stand in brackets and their netmask is a prefix length; a number in the place of `dns0` is an MTU, as in dracut.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,5 +1,7 @@
 //! Ethernet addresses, as the kernel, PXE and people write them.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::str::FromStr;
 

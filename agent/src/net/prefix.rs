@@ -1,5 +1,7 @@
 //! An address with the length of its network's prefix.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;

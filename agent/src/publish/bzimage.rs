@@ -1,5 +1,7 @@
 //! The release of an x86 kernel image, read from its setup header (`Documentation/arch/x86/boot.rst` of Linux, protocol 2.00 and later).
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 /// Enough of a kernel's file for [`release`]: the setup code, whose length is at most 64 sectors of 512 bytes after the first.
 pub const HEAD: u64 = 65 * 512;
 const MAGIC_AT: usize = 0x202;

@@ -1,5 +1,7 @@
 //! Kernel parameters as text: cut apart as the kernel does, put together for iPXE and for a shell.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use anyhow::{Result, bail, ensure};
 
 /// The kernel's command line may hold 2048 bytes on x86-64 and aarch64 (`COMMAND_LINE_SIZE`); some room is left for what a loader adds.
@@ -79,7 +81,7 @@ pub fn for_shell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::disallowed_types)]
     use super::*;
 
     #[test]

@@ -3,6 +3,8 @@
 //! Per path, one value a line: path, NAR hash, NAR size, deriver (may be empty), number of references, the references
 //! (`decodeValidPathInfo` in Nix's `libstore/store-api.cc`).
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};

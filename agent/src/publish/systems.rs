@@ -1,5 +1,7 @@
 //! Which of the systems in an image are published, under which names, and in which order: a plain function of what was found.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::{BTreeSet, HashSet};
 
 use anyhow::{Context as _, Result, bail, ensure};

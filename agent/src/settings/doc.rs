@@ -1,5 +1,7 @@
 //! `docs/settings.md`, written from the table of settings. A test compares; `UPDATE_DOCS=1 cargo test --test settings_page` writes it anew.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use super::merged::{KEXECED, PREFIX};
 use super::row::{Guard, Row};
 use super::table::TABLE;

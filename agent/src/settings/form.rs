@@ -1,5 +1,7 @@
 //! The forms that texts among the settings must have: one function each, with the reason in its message.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 

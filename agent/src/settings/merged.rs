@@ -3,16 +3,18 @@
 //! The rule for the latter: what weakens trust, decides which system boots, or could touch disks is an error; for the rest the boot goes on with
 //! the configured value and a warning, because a slip on a command line must not cost a machine that nobody stands beside.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::cmdline::{CommandLine, Param};
 use super::nearest::nearest;
 use super::parsed::ParsedFile;
 use super::row::{Guard, Input, Kind, Row};
 use super::table::{TABLE, by_kebab};
 use super::validated::{Origin, Settings};
 use super::value::{cut, switch};
+use crate::cmdline::{CommandLine, Param};
 
 /// What the settings of ours begin with on the command line.
 pub const PREFIX: &str = "freshroot.";

@@ -4,7 +4,6 @@
 //! [`parsed`] (what the file says, line and column of what is wrong) → [`merged`] (file below command line, and what the command line may) →
 //! [`validated`] (plain typed values). One [`table`] has a row for each setting; file, command line and `docs/settings.md` all come from it.
 
-pub mod cmdline;
 pub mod doc;
 mod form;
 pub mod merged;
@@ -22,12 +21,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::cmdline::CommandLine;
 pub use crate::store_path::StorePath;
 pub use validate::OUR_INIT;
 pub use validated::{FailureAction, InitWord, OnFailure, Origin, PolicyMode, Settings, Verify};
 pub use value::Size;
 
-use cmdline::CommandLine;
 use parsed::ParsedFile;
 
 /// The configuration file, below the root.

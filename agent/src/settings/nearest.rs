@@ -1,5 +1,7 @@
 //! The known word that somebody most likely meant.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 /// The candidate nearest to `word`, unless even that one is too far to be meant: more than a third of the letters, and more than two, differ.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Foreign words can be as long as a command line; what is longer than any name is meant for none.

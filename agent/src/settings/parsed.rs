@@ -2,6 +2,8 @@
 //!
 //! Values are checked while they are read, as only then line and column are known.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 
 use serde::Deserialize;

@@ -1,5 +1,7 @@
 //! What a row of the table of settings is, and how a value gets through it.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::time::Duration;
 
 use serde_json::{Map, Value};

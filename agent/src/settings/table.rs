@@ -1,5 +1,7 @@
 //! The table of settings. File, command line and `docs/settings.md` are read, and written, by it: a setting that has no row does not exist.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::time::Duration;
 
 use log::LevelFilter;

@@ -1,11 +1,13 @@
 //! From merged to validated: values go to their places, and are looked at together.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 
-use super::cmdline::CommandLine;
 use super::merged::Merged;
 use super::validated::{InitWord, Origin, Settings};
 use super::value::show_duration;
+use crate::cmdline::CommandLine;
 use crate::store_path::StorePath;
 
 /// `init=` of generated command lines: the agent makes the folder a symlink to the toplevel that it selects.

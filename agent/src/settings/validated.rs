@@ -1,5 +1,7 @@
 //! The last of the three types: plain values that were checked. Only this module's parent can make a [`Settings`].
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -255,7 +257,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("the default"),
             Self::File => f.write_str("the configuration file"),
-            Self::CommandLine { position } => write!(f, "the command line (at byte {position})"),
+            Self::CommandLine { position } => write!(f, "the command line at byte {position}"),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Small parsers for the values of settings: durations, sizes, switches.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::time::Duration;
 

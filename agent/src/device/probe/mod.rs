@@ -3,6 +3,8 @@
 //! Recognised are the file systems that the agent mounts, and everything that must never be taken for one of them: members of arrays, pools and
 //! volume groups, encrypted containers, swap and hibernation images. The names of the kinds are those that `blkid` prints as `TYPE`.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod fat;
 mod file_systems;
 mod members;

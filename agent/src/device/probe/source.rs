@@ -1,7 +1,6 @@
 //! Bounded reading of an image, and the fields of its structures.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
@@ -14,7 +13,11 @@ pub trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 }
 
-impl ReadAt for File {
+#[allow(
+    clippy::disallowed_types,
+    reason = "the one place where a probe meets a device; all else here sees bytes at offsets"
+)]
+impl ReadAt for std::fs::File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(self, buffer, offset)
     }

@@ -1,5 +1,11 @@
 //! Real images, made by the tools of each format and compared with `blkid`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types
+)]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

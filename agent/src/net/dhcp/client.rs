@@ -1,5 +1,7 @@
 //! The protocol as a function: state and event in, actions out (RFC 2131 §4.4). Time and chance are arguments; nothing here waits or sends.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Ethernet, IPv4 and UDP around a DHCP message, for the time when there is no address yet and the kernel would not send for us.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::net::Ipv4Addr;
 
 use super::{CLIENT_PORT, SERVER_PORT};

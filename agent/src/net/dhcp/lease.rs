@@ -1,5 +1,7 @@
 //! What a server grants, taken from its answer.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 

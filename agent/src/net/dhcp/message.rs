@@ -1,5 +1,7 @@
 //! DHCP messages as bytes. Every length is checked; whatever comes in, nothing panics and nothing grows beyond the message.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,7 @@
 //! Netlink framing: messages and attributes, each a native-endian header with a length, padded to four bytes.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 /// The length of `struct nlmsghdr`.
 pub const HEADER_LEN: usize = 16;
 

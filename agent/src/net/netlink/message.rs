@@ -1,5 +1,7 @@
 //! What rtnetlink messages mean, and the requests that we make. Numbers are those of the kernel's uapi headers, by their names there.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! The texts of `--help`.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 /// `freshroot-publish --help`.
 pub const MAIN: &str = "\
 freshroot-publish: publishes NixOS store images for freshroot

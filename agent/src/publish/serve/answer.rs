@@ -3,6 +3,8 @@
 //! RFC 9110: conditional requests (§ 13) come before ranges (§ 14). Several ranges in one request are answered with the whole file, which § 14.2
 //! allows: the agent never asks for more than one, and a `multipart/byteranges` body is something that caches and clients get wrong.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 /// The headers of a request that matter for a file.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Asked<'a> {

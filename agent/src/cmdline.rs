@@ -7,6 +7,8 @@
 //! Two things differ, on purpose. The kernel takes byte 0xa0 for white space, which cuts UTF-8 characters in two: here it is a byte like others.
 //! And the kernel takes `-` and `_` in a key for the same: here a key is kept, and compared, as it stands.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 use std::fmt;
 
 /// One parameter.
