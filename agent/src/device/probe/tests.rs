@@ -31,7 +31,9 @@ fn made(size: u64, command: &str) -> (TempDir, PathBuf) {
 
 fn run(path: &Path, command: &str) {
     let command = command.replace("{}", path.to_str().unwrap());
-    let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+    let mut shell = Command::new("sh");
+    // Labels are not ASCII alone, and mkfs.exfat refuses them in the C locale.
+    let output = shell.env("LC_ALL", "C.UTF-8").args(["-c", &command]).output().unwrap();
     assert!(
         output.status.success(),
         "this test needs «{command}» to work: {}",
