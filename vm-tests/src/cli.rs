@@ -16,7 +16,7 @@ Boots freshroot in QEMU.
       --nightly                     also what takes long
       --seed N                      seed of the property tests
       --jobs N                      virtual machines at a time (1 or 2; else as many as memory allows)
-  vm-tests/run bench [--pairs N]    figures: paired runs, medians
+  vm-tests/run bench [--pairs N]    figures: paired runs, medians; docs/performance.md says what they mean
   vm-tests/run help                 this text
 
 Logs and disks of each boot are in target/vm/logs. --level is zstd's for the images (3; NixOS has 19).

@@ -1,0 +1,38 @@
+//! Figures: what is measured, against what, and whether the target is reached. A number never fails the run; what cannot be measured does.
+
+mod boot;
+mod figure;
+mod size;
+mod transfer;
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::cli::DEFAULT_LEVEL;
+use crate::lab::Lab;
+use crate::trial::Trial;
+use crate::workspace::Workspace;
+
+/// Measures, prints each figure as soon as it is there, and keeps all of them in `target/vm/bench.json`.
+pub fn run(workspace: Workspace, pairs: u32) -> Result<()> {
+    let lab = Lab::new(workspace, DEFAULT_LEVEL)?;
+    let trial = Trial::new(&lab, "bench")?;
+    let mut figures = Vec::new();
+    let mut note = |found: Vec<figure::Figure>| {
+        for figure in &found {
+            println!("{figure}");
+        }
+        figures.extend(found);
+    };
+    let (figure, table) = size::measure(&lab)?;
+    println!("{table}");
+    note(vec![figure]);
+    note(transfer::measure(&trial, pairs)?);
+    note(boot::measure(&trial, pairs)?);
+    let out = lab.workspace.vm().join("bench.json");
+    let text = serde_json::to_string_pretty(&figures).context("writing the figures as JSON")?;
+    fs::write(&out, text).with_context(|| format!("writing {}", out.display()))?;
+    println!("kept in {}", out.display());
+    Ok(())
+}
