@@ -92,6 +92,8 @@ pub struct Figure {
     pub peer: Option<Spread>,
     /// Peer and ours, pair by pair.
     pub ratio: Option<Spread>,
+    /// The same of the best run of each side: what a machine that has nothing else to do comes near.
+    pub best: Option<f64>,
     /// How often.
     pub runs: u32,
     /// What is to be reached.
@@ -108,21 +110,25 @@ impl Figure {
             ours: Spread::of(values)?,
             peer: None,
             ratio: None,
+            best: None,
             target,
         })
     }
 
     /// Paired runs; the target says which way round the ratio is.
     pub fn compared(what: impl Into<String>, unit: &'static str, runs: u32, compared: &Comparison, target: Target) -> Self {
+        let (ours, peer) = (compared.ours, compared.peer);
+        let (ratio, best) = match target {
+            Target::AtMost(_) | Target::RatioAtMost(_) => (compared.longer, ours.least / peer.least),
+            Target::RatioAtLeast(_) | Target::None => (compared.faster, peer.least / ours.least),
+        };
         Self {
             what: what.into(),
             unit,
-            ours: compared.ours,
-            peer: Some(compared.peer),
-            ratio: Some(match target {
-                Target::AtMost(_) | Target::RatioAtMost(_) => compared.longer,
-                Target::RatioAtLeast(_) | Target::None => compared.faster,
-            }),
+            ours,
+            peer: Some(peer),
+            ratio: Some(ratio),
+            best: Some(best),
             runs,
             target,
         }
@@ -155,6 +161,9 @@ impl fmt::Display for Figure {
         }
         if let Some(ratio) = &self.ratio {
             write!(f, "; ratio {}", spread(ratio, 2))?;
+        }
+        if let Some(best) = self.best.filter(|_| self.runs > 1) {
+            write!(f, ", of the best runs {best:.2}")?;
         }
         if self.runs > 1 {
             let kind = if self.peer.is_some() { "pairs" } else { "runs" };

@@ -18,6 +18,8 @@ use crate::workspace::Workspace;
 pub fn run(workspace: Workspace, pairs: u32) -> Result<()> {
     let lab = Lab::new(workspace, DEFAULT_LEVEL)?;
     let trial = Trial::new(&lab, "bench")?;
+    let load = fs::read_to_string("/proc/loadavg").context("reading /proc/loadavg")?;
+    println!("load of this machine at the start: {}", load.trim_end());
     let mut figures = Vec::new();
     let mut note = |found: Vec<figure::Figure>| {
         for figure in &found {

@@ -51,7 +51,8 @@ pub fn measure(lab: &Lab) -> Result<(Figure, String)> {
         .args(["--size-sort", "--print-size", "--demangle"])
         .arg(&symbols)
         .text()?;
-    Ok((figure, table(&by_owner(&listing), size)))
+    let sections = Tool::new("size", NM_LIMIT).arg("--format=sysv").arg(&agent).text()?;
+    Ok((figure, table(&by_owner(&listing), unwinding(&sections), size)))
 }
 
 /// Bytes by owner, from what `nm --print-size --demangle` lists. What takes no room in the file is left out; names for the same place count once.
@@ -92,7 +93,15 @@ fn owner(name: &str) -> String {
     }
 }
 
-fn table(sizes: &BTreeMap<String, u64>, file: u64) -> String {
+/// Bytes of the tables that nobody uses under `panic = "abort"` but backtraces, from what `size --format=sysv` lists.
+fn unwinding(sections: &str) -> u64 {
+    let rows = sections.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| matches!(row.first(), Some(&(".eh_frame" | ".eh_frame_hdr" | ".gcc_except_table"))))
+        .filter_map(|row| row.get(1)?.parse::<u64>().ok())
+        .sum()
+}
+
+fn table(sizes: &BTreeMap<String, u64>, unwinding: u64, file: u64) -> String {
     let mut rows: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
     rows.sort_by_key(|(name, size)| (std::cmp::Reverse(*size), *name));
     let named: u64 = rows.iter().map(|(_, size)| size).sum();
@@ -103,7 +112,8 @@ fn table(sizes: &BTreeMap<String, u64>, file: u64) -> String {
     for (name, size) in large.into_iter().chain([
         (others.as_str(), rest),
         ("all symbols", named),
-        ("unwind tables, strings, padding", file.saturating_sub(named)),
+        ("unwind tables", unwinding),
+        ("strings and padding", file.saturating_sub(named + unwinding)),
         ("the file", file),
     ]) {
         // Writing to a String cannot fail.
@@ -145,12 +155,14 @@ mod tests {
                        0000000000000400 0000000000009000 b std::zeroes\nnonsense\n";
         let sizes = by_owner(listing);
         assert_eq!(sizes.values().sum::<u64>(), 0x2010);
-        let text = table(&sizes, 10_000);
+        let sections = "agent  :\nsection  size  addr\n.text 8192 4096\n.eh_frame_hdr 92 8\n.eh_frame 700 100\nTotal 9000\n";
+        let text = table(&sizes, unwinding(sections), 10_000);
         for row in [
             "      8192  freshroot",
             "        16  1 others",
             "      8208  all symbols",
-            "      1792  unwind tables, strings, padding",
+            "       792  unwind tables",
+            "      1000  strings and padding",
             "     10000  the file",
         ] {
             assert!(text.contains(row), "{text}");
