@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 /// Median, least and most of a series.
@@ -48,21 +48,26 @@ pub struct Comparison {
     pub longer: Spread,
 }
 
+impl Comparison {
+    /// Of pairs: ours, the peer's.
+    pub fn of(runs: &[(f64, f64)]) -> Result<Self> {
+        if let Some((one, two)) = runs.iter().find(|(one, two)| *one <= 0.0 || *two <= 0.0) {
+            bail!("a run took no time at all: {one} and {two}");
+        }
+        let spread = |of: fn(&(f64, f64)) -> f64| Spread::of(runs.iter().map(of).collect());
+        Ok(Self {
+            ours: spread(|(one, _)| *one)?,
+            peer: spread(|(_, two)| *two)?,
+            faster: spread(|(one, two)| two / one)?,
+            longer: spread(|(one, two)| one / two)?,
+        })
+    }
+}
+
 /// Runs `ours` and `peer` in turn, `pairs` times: a machine that grows slower does it to both.
 pub fn paired(pairs: u32, mut ours: impl FnMut() -> Result<f64>, mut peer: impl FnMut() -> Result<f64>) -> Result<Comparison> {
-    let mut runs = Vec::new();
-    for _ in 0..pairs {
-        let (one, two) = (ours()?, peer()?);
-        ensure!(one > 0.0 && two > 0.0, "a run took no time at all: {one} and {two}");
-        runs.push((one, two));
-    }
-    let spread = |of: fn(&(f64, f64)) -> f64| Spread::of(runs.iter().map(of).collect());
-    Ok(Comparison {
-        ours: spread(|(one, _)| *one)?,
-        peer: spread(|(_, two)| *two)?,
-        faster: spread(|(one, two)| two / one)?,
-        longer: spread(|(one, two)| one / two)?,
-    })
+    let runs: Result<Vec<_>> = (0..pairs).map(|_| Ok((ours()?, peer()?))).collect();
+    Comparison::of(&runs?)
 }
 
 /// What a figure is to reach.
