@@ -7,11 +7,12 @@ set -eu
 /bin/busybox --install -s /bin
 PATH=/bin
 export PATH
+mount -t devtmpfs dev /dev
+# The kernel log has the time: see vm-tests/src/bench/boot.rs.
+echo "<6>baseline: start" >/dev/kmsg
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
 mount -t tmpfs -o mode=0755 run /run
-start=$(cut -d' ' -f1 /proc/uptime)
 word() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 for module in virtio_pci virtio_blk loop squashfs overlay; do modprobe $module; done
 system=$(word freshroot.system)
@@ -25,9 +26,9 @@ mount -t overlay -o lowerdir=/sysroot/nix/.ro-store,upperdir=/sysroot/nix/.rw-st
 mkdir -p /run/freshroot/cache
 mount -o move /cache /run/freshroot/cache
 for folder in dev proc sys run; do mount -o move /$folder /sysroot/$folder; done
-end=$(cut -d' ' -f1 /sysroot/proc/uptime)
+echo "<6>baseline: mounted" >/sysroot/dev/kmsg
 if [ -x "/sysroot$system/prepare-root" ]; then
     IN_NIXOS_SYSTEMD_STAGE1=true chroot /sysroot "$system/prepare-root"
 fi
-echo "BASELINE-UPTIME $start $end"
+echo "<6>baseline: prepared" >/sysroot/dev/kmsg
 exec switch_root -c /dev/console /sysroot "$system/init"

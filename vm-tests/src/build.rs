@@ -11,28 +11,47 @@ use crate::workspace::Workspace;
 
 /// Fat LTO on two cores, from nothing.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
-/// Named, so that build scripts and procedural macros stay dynamic (crt-static would break them).
+/// The target that the alias `agent` of .cargo/config.toml names, with the flags of the shipped build.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The static agent, in the release profile: what boots in the tests is what is shipped.
 pub fn agent(workspace: &Workspace) -> Result<PathBuf> {
     eprintln!("build: the agent, static");
-    Tool::new("cargo", LIMIT)
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--package",
-            "freshroot",
-            "--bin",
-            "freshroot",
-            "--target",
-            TARGET,
-        ])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .current_dir(workspace.root())
+    shipped(workspace, &[])?;
+    built(workspace.target().join(TARGET).join("release/freshroot"))
+}
+
+/// The part of the agent that fetches, alone, built as the agent is: for the benchmark.
+pub fn fetcher(workspace: &Workspace) -> Result<PathBuf> {
+    eprintln!("build: the example that fetches, static");
+    shipped(workspace, &["--example", "fetch"])?;
+    built(workspace.target().join(TARGET).join("release/examples/fetch"))
+}
+
+/// The agent as it is shipped but for its symbols, in a folder of its own: for the table of what takes the room.
+pub fn agent_with_symbols(workspace: &Workspace) -> Result<PathBuf> {
+    eprintln!("build: the agent with its symbols");
+    let target = workspace.vm().join("with-symbols");
+    cargo(workspace)
+        .args(["agent", "--quiet", "--config", "profile.release.strip = \"none\"", "--target-dir"])
+        .arg(&target)
         .watched()?;
-    let program = workspace.target().join(TARGET).join("release/freshroot");
+    built(target.join(TARGET).join("release/freshroot"))
+}
+
+fn shipped(workspace: &Workspace, more: &[&str]) -> Result<()> {
+    cargo(workspace).args(["agent", "--quiet"]).args(more).watched()
+}
+
+/// Flags from the environment would replace those of the alias.
+fn cargo(workspace: &Workspace) -> Tool {
+    Tool::new("cargo", LIMIT)
+        .without_env("RUSTFLAGS")
+        .without_env("CARGO_ENCODED_RUSTFLAGS")
+        .current_dir(workspace.root())
+}
+
+fn built(program: PathBuf) -> Result<PathBuf> {
     program.metadata().with_context(|| format!("looking for {}", program.display()))?;
     Ok(program)
 }
@@ -56,4 +75,17 @@ pub fn publisher(workspace: &Workspace) -> Result<Publisher> {
     let program = workspace.target().join("debug/freshroot-publish");
     program.metadata().with_context(|| format!("looking for {}", program.display()))?;
     Ok(Publisher { program })
+}
+
+/// The publishing side as people build it, for the benchmark: a server that is not optimised would be what is measured.
+pub fn fast_publisher(workspace: &Workspace) -> Result<Publisher> {
+    eprintln!("build: the publishing side, optimised");
+    Tool::new("cargo", LIMIT)
+        .args(["build", "--quiet", "--release", "--package", "freshroot", "--features", "publish"])
+        .args(["--bin", "freshroot-publish"])
+        .current_dir(workspace.root())
+        .watched()?;
+    Ok(Publisher {
+        program: built(workspace.target().join("release/freshroot-publish"))?,
+    })
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 
+use crate::bench::Part;
 use crate::layer::Layer;
 
 /// What `vm-tests/run help` prints.
@@ -16,7 +17,8 @@ Boots freshroot in QEMU.
       --nightly                     also what takes long
       --seed N                      seed of the property tests
       --jobs N                      virtual machines at a time (1 or 2; else as many as memory allows)
-  vm-tests/run bench [--pairs N]    figures: paired runs, medians
+  vm-tests/run bench [--pairs N]    figures: paired runs, medians; docs/performance.md says what they mean
+      --only PART                   only these: size, transfer, boot
   vm-tests/run help                 this text
 
 Logs and disks of each boot are in target/vm/logs. --level is zstd's for the images (3; NixOS has 19).
@@ -38,6 +40,8 @@ pub enum Command {
     Bench {
         /// How often each pair is run.
         pairs: u32,
+        /// None: all figures.
+        only: Option<Part>,
     },
 }
 
@@ -84,17 +88,21 @@ pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
         }
         "test" => parse_test(&mut parser).map(Command::Test),
         "bench" => {
-            let mut pairs = DEFAULT_PAIRS;
+            let (mut pairs, mut only) = (DEFAULT_PAIRS, None);
             while let Some(argument) = parser.next()? {
                 match argument {
                     Long("pairs") => pairs = parser.value()?.parse()?,
+                    Long("only") => {
+                        let name = parser.value()?.string()?;
+                        only = Some(Part::by_name(&name).with_context(|| format!("there is no part «{name}»: size, transfer, boot"))?);
+                    }
                     Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),
                 }
             }
             if pairs == 0 {
                 bail!("at least one pair is needed");
             }
-            Ok(Command::Bench { pairs })
+            Ok(Command::Bench { pairs, only })
         }
         other => bail!("there is no command «{other}»; see vm-tests/run help"),
     }
@@ -159,6 +167,7 @@ mod tests {
             ("test --fast", "--fast"),
             ("demo --level 99", "99"),
             ("bench --pairs 0", "one pair"),
+            ("bench --only speed", "«speed»"),
             ("test --jobs 9", "1 or 2"),
         ] {
             let error = format!("{:#}", of(line).unwrap_err());

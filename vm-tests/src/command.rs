@@ -51,6 +51,12 @@ impl Tool {
         self
     }
 
+    /// Removes a variable from its environment.
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
     /// Sets its working directory.
     pub fn current_dir(mut self, dir: &Path) -> Self {
         self.command.current_dir(dir);

@@ -42,7 +42,7 @@ fn run() -> Result<bool> {
         cli::Command::Help => print!("{}", cli::HELP),
         cli::Command::Demo { level } => demo::run(workspace::Workspace::find()?, level)?,
         cli::Command::Test(options) => return runner::run(&workspace::Workspace::find()?, &options),
-        cli::Command::Bench { pairs } => bench::run(workspace::Workspace::find()?, pairs)?,
+        cli::Command::Bench { pairs, only } => bench::run(workspace::Workspace::find()?, pairs, only)?,
     }
     Ok(true)
 }
