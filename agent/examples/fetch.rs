@@ -79,8 +79,8 @@ fn fetch(url: &str, channel: &str, key: &str, folder: &Path) -> Result<u64> {
     let part = Part::open(&cache, &image, &index, &|_| {})?;
     let progress = Progress::new(image.size);
     let found = fetch_image(&source, &image, &index, &part, patience, &progress).map_err(|error| anyhow!("{error}"))?;
-    verified_by_digest(part.reopen()?, image.size, found, image.sha256)?;
-    part.commit(&cache)?;
+    let verified = verified_by_digest(part.reopen()?, image.size, found, image.sha256)?;
+    part.commit(&cache, &verified)?;
     commit_generation(&cache, *valid)?;
     Ok(image.size)
 }

@@ -67,7 +67,8 @@ fn alias(path: &Path) -> io::Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// Loads drivers until it is quiet: until a walk over all devices has loaded nothing, and after it no event is waiting that loads something.
+/// Loads drivers until it is quiet: what the devices that are there need, then what each device needs that came of it, until no event is
+/// waiting. A second walk over all devices is made only if events were lost: each that came since the first is in an event.
 ///
 /// It never sleeps: a driver that the kernel has taken has met the devices on its bus when the call returns, and their events are in the queue.
 /// Drivers that look for their devices in the background (NVMe, SCSI, USB) are not waited for here, since nothing says how long that
@@ -79,24 +80,23 @@ fn alias(path: &Path) -> io::Result<String> {
 pub fn settle<I: Insert>(loader: &mut Loader<I>, events: &mut impl Source, deadline: Instant) -> io::Result<Settled> {
     let mut settled = Settled::default();
     loop {
-        let mut round = loader.coldplug()?;
+        settled.report.add(loader.coldplug()?);
         let mut lost = false;
         loop {
             match events.next(Instant::now())? {
                 Received::Event(event) => {
                     if let Some(modalias) = event.new_modalias() {
-                        round.add(loader.load_matching(modalias));
+                        settled.report.add(loader.load_matching(modalias));
                     }
                 }
                 Received::Overrun => lost = true,
                 Received::Deadline => break,
             }
             if Instant::now() >= deadline {
-                break;
+                return Ok(settled);
             }
         }
-        settled.quiet = round.loaded.is_empty() && !lost;
-        settled.report.add(round);
+        settled.quiet = !lost;
         if settled.quiet || Instant::now() >= deadline {
             return Ok(settled);
         }
