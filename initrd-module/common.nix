@@ -8,9 +8,8 @@ let
 in
 {
   options.boot.freshroot.internal = lib.mkOption {
-    type = lib.types.attrsOf lib.types.raw;
+    type = lib.types.lazyAttrsOf lib.types.raw;
     internal = true;
-    readOnly = true;
     description = "What the files of this module tell one another.";
   };
 
@@ -18,14 +17,7 @@ in
     boot.freshroot = {
       settings = lib.mkMerge [
         # As defaults, so that what a user writes into settings wins over the option of the same name.
-        (lib.mapAttrsRecursiveCond (value: !lib.isDerivation value) (_: lib.mkDefault) (fresh.settingsOf cfg))
-        {
-          # The image's modules belong to this kernel. Only its name: the initrd must not hold the kernel.
-          kernel.storeName = builtins.unsafeDiscardStringContext (
-            baseNameOf (toString config.boot.kernelPackages.kernel)
-          );
-          fileSystems = fresh.agentFileSystems cfg.internal.neededForBoot persist;
-        }
+        (lib.mapAttrsRecursive (_: lib.mkDefault) (fresh.settingsOf cfg))
         (lib.mkIf cfg.internal.https { http.caFile = lib.mkDefault "/etc/freshroot/ca-bundle.crt"; })
       ];
 
@@ -37,7 +29,16 @@ in
           entry: entry.neededForBoot || lib.elem entry.mountPoint fresh.pathsNeededForBoot
         ) config.system.build.fileSystems;
         bound = lib.attrNames (lib.filterAttrs (_: entry: entry.source != null) persist);
-        configFile = fresh.configJson cfg.settings;
+        # Not among the settings, which fileSystems."/" depends on in turn.
+        configuration = lib.recursiveUpdate {
+          # The image's modules belong to this kernel. Only its name: the initrd must not hold the kernel.
+          kernel.storeName = builtins.unsafeDiscardStringContext (
+            baseNameOf (toString config.boot.kernelPackages.kernel)
+          );
+          kernel.modules = if cfg.mode == "standalone" then cfg.internal.standaloneModules else null;
+          fileSystems = fresh.agentFileSystems cfg.internal.neededForBoot persist;
+        } cfg.settings;
+        configFile = fresh.configJson cfg.internal.configuration;
       };
     };
 

@@ -260,7 +260,7 @@ in
     commandLineMay = setting (types.listOf types.str) "none" "Guarded settings that the kernel command line may set.";
 
     settings = mkOption {
-      type = types.attrsOf types.anything;
+      type = types.lazyAttrsOf types.anything;
       default = { };
       example = {
         policy.wait = "10s";

@@ -40,7 +40,7 @@ let
       config.boot.initrd.availableKernelModules
       ++ config.boot.initrd.kernelModules
       ++ cfg.initrd.availableKernelModules
-      ++ cfg.settings.kernel.modules
+      ++ cfg.internal.configuration.kernel.modules
       ++ types
       ++ fatCodepages
     );
@@ -75,18 +75,16 @@ in
     # Without NixOS's own initrd `init` of the toplevel does the activation and then starts systemd: the agent executes it.
     boot.initrd.enable = lib.mkDefault false;
 
-    boot.freshroot.settings.kernel.modules = lib.mkDefault (
-      lib.unique (
-        [
-          "loop"
-          "overlay"
-          "squashfs"
-          # DHCP is spoken on packet sockets.
-          "af_packet"
-        ]
-        ++ config.boot.initrd.kernelModules
-        ++ types
-      )
+    boot.freshroot.internal.standaloneModules = lib.unique (
+      [
+        "loop"
+        "overlay"
+        "squashfs"
+        # DHCP is spoken on packet sockets.
+        "af_packet"
+      ]
+      ++ config.boot.initrd.kernelModules
+      ++ types
     );
 
     system.build.freshroot.initrd = initrd;
