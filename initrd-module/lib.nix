@@ -209,8 +209,10 @@ rec {
       ""
     ];
 
-  # netboot.ipxe, the one script that DHCP names for all machines: a machine's own one, else that of the default channel, else its disk. Each is tried
-  # several times before, because a switch's port may forward only 30 s after the link came up (spanning tree).
+  # netboot.ipxe, the one script that DHCP names for all machines: a machine's own one, else that of the default channel, else its disk. Tried several
+  # times, because a switch's port may forward only 30 s after the link came up (spanning tree). A machine with a script of its own must not boot the
+  # default channel because a packet was lost: the server has just answered, and is asked twice, before it counts as not being there; and what that script
+  # could not boot is tried again, not replaced.
   ipxeEntry =
     {
       channel,
@@ -220,6 +222,7 @@ rec {
     }:
     let
       base = if url == null then "" else "${url}/";
+      own = "imgfetch --name own ${base}netboot/by-mac/\${netX/mac:hexhyp}.ipxe";
     in
     concatStringsSep "\n" [
       "#!ipxe"
@@ -227,16 +230,21 @@ rec {
       "set tries:int32 0"
       ":try"
       "inc tries"
+      "imgfree"
       "isset \${ip} || dhcp || goto failed"
-      "chain --autofree ${base}netboot/by-mac/\${netX/mac:hexhyp}.ipxe ||"
-      "chain --autofree ${base}netboot/${channel}.ipxe ||"
+      "imgfetch --name shared ${base}netboot/${channel}.ipxe || goto failed"
+      "${own} || ${own} || goto shared"
+      "chain --autofree own || goto failed"
+      ":shared"
+      "chain --autofree shared || goto failed"
       ":failed"
       "iseq \${tries} ${toString tries} && goto local ||"
-      "echo freshroot: no boot script, next try in ${toString pause} s"
+      "echo freshroot: nothing could be booted, next try in ${toString pause} s"
       "sleep ${toString pause}"
       "goto try"
       ":local"
       "echo freshroot: giving up; the next boot entry of this machine follows"
+      "imgfree"
       "exit 1"
       ""
     ];

@@ -89,8 +89,8 @@ in
       };
     };
 
-    boot.freshroot.settings.network.by = lib.mkIf config.boot.initrd.systemd.network.enable (
-      lib.mkDefault "system"
-    );
+    boot.freshroot.settings = lib.mkIf config.boot.initrd.systemd.network.enable {
+      network.by = lib.mkDefault "system";
+    };
   };
 }

@@ -84,7 +84,10 @@ in
     networking.hostName = any "";
     nix = {
       enable = bool true;
-      package = any "/nix/store/00000000000000000000000000000000-nix";
+      package = any {
+        type = "derivation";
+        outPath = "/nix/store/00000000000000000000000000000000-nix";
+      };
     };
     nixpkgs.hostPlatform = any null;
     system = {
@@ -122,7 +125,7 @@ in
       makeInitrdNG = arguments: arguments // { outPath = "/nix/store/00000000000000000000000000000000-initrd"; type = "derivation"; };
       closureInfo = _: "/nix/store/00000000000000000000000000000000-closure-info";
       cacert = "/nix/store/00000000000000000000000000000000-cacert";
-      coreutils = "/nix/store/00000000000000000000000000000000-coreutils";
+      coreutils = program "coreutils";
       emptyDirectory = "/nix/store/00000000000000000000000000000000-empty";
       hello = "/nix/store/00000000000000000000000000000000-hello";
       squashfsTools = "/nix/store/00000000000000000000000000000000-squashfs";
