@@ -13,7 +13,8 @@ let
   sharing = lib.filter (
     entry: cachePath != null && entry.device != null && fresh.devicePath entry.device == cachePath
   ) disks;
-  fixed = options: lib.sort lib.lessThan (lib.filter (option: !fresh.isUserspaceOption option) options);
+  fixed =
+    options: lib.sort lib.lessThan (lib.filter (option: !fresh.isUserspaceOption option) options);
 in
 {
   config = lib.mkIf cfg.enable {
@@ -24,14 +25,17 @@ in
       }
       {
         assertion = cfg.mode == "systemd" -> config.boot.initrd.systemd.root or "fstab" == "fstab";
-        message = ''boot.freshroot makes the root file system: remove boot.initrd.systemd.root.'';
+        message = "boot.freshroot makes the root file system: remove boot.initrd.systemd.root.";
       }
       {
         assertion = settings.policy.mode or "wait" == "offline" || settings ? url || settings ? media;
         message = ''boot.freshroot has no source of images: set boot.freshroot.url to the URL of a served folder (or boot.freshroot.policy.mode to "offline").'';
       }
       {
-        assertion = settings.trustedPublicKeys or [ ] != [ ] || settings.allowUnsigned or false || settings ? manifestSha256;
+        assertion =
+          settings.trustedPublicKeys or [ ] != [ ]
+          || settings.allowUnsigned or false
+          || settings ? manifestSha256;
         message = "boot.freshroot trusts nobody: put the key that `freshroot-publish keygen` printed into boot.freshroot.trustedPublicKeys.";
       }
       {
@@ -39,7 +43,8 @@ in
         message = ''fileSystems."/" is ${config.fileSystems."/".fsType}: with boot.freshroot the root is a tmpfs. Move that disk to another mount point, and list what shall outlive the boot in boot.freshroot.persist.'';
       }
       {
-        assertion = settings.policy.mode or "wait" == "cache-first" -> settings.cache.device or null != null;
+        assertion =
+          settings.policy.mode or "wait" == "cache-first" -> settings.cache.device or null != null;
         message = ''boot.freshroot.policy.mode is "cache-first", and there is no cache: set boot.freshroot.cache.device.'';
       }
       {
@@ -47,7 +52,11 @@ in
         message = "The cache can only be unmounted from the shutdown ramfs: leave systemd.shutdownRamfs.enable at true.";
       }
       {
-        assertion = cfg.onFailure.retries == null || cfg.onFailure.retries == 0 || cfg.onFailure.action != "shell" || cfg.onFailure.shellTimeout != "0";
+        assertion =
+          cfg.onFailure.retries == null
+          || cfg.onFailure.retries == 0
+          || cfg.onFailure.action != "shell"
+          || cfg.onFailure.shellTimeout != "0";
         message = "boot.freshroot.onFailure.shellTimeout must not be 0: nobody may be there to leave the shell.";
       }
     ]
@@ -56,11 +65,20 @@ in
       message = ''boot.freshroot.persist."${name}": set either device (a disk) or source (a folder on one).'';
     }) cfg.internal.persist
     ++ map (entry: {
-      assertion = !lib.elem entry.mountPoint ([ "/nix" "/run" ] ++ fresh.ownMountPoints);
+      assertion =
+        !lib.elem entry.mountPoint (
+          [
+            "/nix"
+            "/run"
+          ]
+          ++ fresh.ownMountPoints
+        );
       message = ''fileSystems."${entry.mountPoint}": boot.freshroot mounts this itself. Remove the entry; a disk for writes to the store is boot.freshroot.store.rwDevice.'';
     }) (lib.filter (entry: entry.mountPoint != "/") cfg.internal.neededForBoot)
     ++ map (entry: {
-      assertion = fixed entry.options == fixed (settings.cache.options or [ ]) || settings.cache.options or [ ] == [ ];
+      assertion =
+        fixed entry.options == fixed (settings.cache.options or [ ])
+        || settings.cache.options or [ ] == [ ];
       message = ''fileSystems."${entry.mountPoint}" and the cache are one file system, and it is mounted once: boot.freshroot.cache.options must be empty, or the same as fileSystems."${entry.mountPoint}".options.'';
     }) sharing
     ++ lib.optionals standalone (
@@ -78,14 +96,21 @@ in
         assertion = lib.elem entry.fsType fresh.standaloneTypes;
         message = ''fileSystems."${entry.mountPoint}" is ${entry.fsType}, which the agent does not mount by itself: ${forSystemd}.'';
       }) disks
-      ++ map (device: {
-        assertion = !lib.hasPrefix "/dev/mapper/" device;
-        message = ''${device} is made by LVM or LUKS, which standalone mode has not: ${forSystemd}.'';
-      }) (
-        lib.filter (device: device != null) (
-          map (entry: entry.device) disks ++ [ cachePath (settings.store.rwDevice or null) ]
-        )
-      )
+      ++
+        map
+          (device: {
+            assertion = !lib.hasPrefix "/dev/mapper/" device;
+            message = "${device} is made by LVM or LUKS, which standalone mode has not: ${forSystemd}.";
+          })
+          (
+            lib.filter (device: device != null) (
+              map (entry: entry.device) disks
+              ++ [
+                cachePath
+                (settings.store.rwDevice or null)
+              ]
+            )
+          )
     );
   };
 }

@@ -35,9 +35,7 @@ pkgs.writeShellScript "freshroot-demo" ''
   server=$!
   trap 'kill "$server"' EXIT
   echo "The cache is $folder/cache.img: the next demo boots from it. Leave QEMU with Ctrl-a x."
-  qemu-system-${pkgs.stdenv.hostPlatform.qemuArch} -M ${
-    pkgs.lib.optionalString pkgs.stdenv.hostPlatform.isAarch64 "virt,"
-  }accel=kvm:tcg -cpu max -m 2048 -nographic -no-reboot \
+  qemu-system-${pkgs.stdenv.hostPlatform.qemuArch} -M ${pkgs.lib.optionalString pkgs.stdenv.hostPlatform.isAarch64 "virt,"}accel=kvm:tcg -cpu max -m 2048 -nographic -no-reboot \
     -kernel ${build.freshroot.kernel} -initrd ${build.freshroot.initrd}/initrd -append ${pkgs.lib.escapeShellArg cmdline} \
     -drive file="$folder/cache.img",format=raw,if=virtio -nic user,model=virtio-net-pci
 ''

@@ -43,12 +43,9 @@ runCommand "freshroot-served"
       ''
     ) hosts}
     rm -f "$out/kexec-boot"
-    ${lib.concatMapStrings (
-      host:
-      ''
-        cp ${(configOf host).system.build.freshroot.served}/kexec-boot "$out/netboot/${channelOf host}.kexec-boot"
-      ''
-    ) hosts}
+    ${lib.concatMapStrings (host: ''
+      cp ${(configOf host).system.build.freshroot.served}/kexec-boot "$out/netboot/${channelOf host}.kexec-boot"
+    '') hosts}
     cp ${
       writeText "netboot.ipxe" (
         fresh.ipxeEntry {
@@ -57,5 +54,7 @@ runCommand "freshroot-served"
         }
       )
     } "$out/netboot.ipxe"
-    cp ${writeText "hosts.json" (fresh.hostsJson (lib.foldl' (all: host: all // idsOf host) { } hosts))} "$out/hosts.json"
+    cp ${
+      writeText "hosts.json" (fresh.hostsJson (lib.foldl' (all: host: all // idsOf host) { } hosts))
+    } "$out/hosts.json"
   ''

@@ -56,7 +56,8 @@ let
   hexOf = listToAttrs (
     map (at: {
       name = substring at 1 printable;
-      value = substring ((at + 32) / 16) 1 hexDigits + substring (at + 32 - (at + 32) / 16 * 16) 1 hexDigits;
+      value =
+        substring ((at + 32) / 16) 1 hexDigits + substring (at + 32 - (at + 32) / 16 * 16) 1 hexDigits;
     }) (range (stringLength printable))
   );
   escapeAllBut =
@@ -66,7 +67,9 @@ let
       if match pattern c != null then
         c
       else
-        "\\x${hexOf.${c} or (throw "freshroot: «${text}» holds a character that has no place in a device name")}"
+        "\\x${
+          hexOf.${c} or (throw "freshroot: «${text}» holds a character that has no place in a device name")
+        }"
     ) (characters text);
 in
 rec {
@@ -160,10 +163,9 @@ rec {
     name:
     concatMapStrings (c: if match "[A-Z]" c != null then "-${toLower c}" else c) (characters name);
 
-  toLower =
-    replaceStrings
-      (characters "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-      (characters "abcdefghijklmnopqrstuvwxyz");
+  toLower = replaceStrings (characters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (
+    characters "abcdefghijklmnopqrstuvwxyz"
+  );
 
   # freshroot.<kebab-name>=<value>, in double quotes where the kernel needs them.
   parameter =
@@ -363,8 +365,7 @@ rec {
 
   # Words that only userspace reads: two mounts of one file system may differ in them.
   isUserspaceOption =
-    option:
-    match "defaults|auto|noauto|nofail|_netdev|x-.*|X-.*|comment=.*" option != null;
+    option: match "defaults|auto|noauto|nofail|_netdev|x-.*|X-.*|comment=.*" option != null;
 
   # Types that the agent mounts when it is the whole stage 1.
   standaloneTypes = [
@@ -658,7 +659,12 @@ rec {
   unitText =
     unit:
     let
-      list = name: key: if unit ? ${key} && unit.${key} != [ ] then { ${name} = concatStringsSep " " unit.${key}; } else { };
+      list =
+        name: key:
+        if unit ? ${key} && unit.${key} != [ ] then
+          { ${name} = concatStringsSep " " unit.${key}; }
+        else
+          { };
       section =
         name: values:
         if values == { } then

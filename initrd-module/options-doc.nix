@@ -5,7 +5,9 @@ let
   evaluated = lib.evalModules {
     modules = [
       ./options.nix
-      { _module.args.pkgs = throw "freshroot: an option's documentation needs pkgs: give it a defaultText"; }
+      {
+        _module.args.pkgs = throw "freshroot: an option's documentation needs pkgs: give it a defaultText";
+      }
     ];
   };
   all = lib.optionAttrSetToDocList evaluated.options;

@@ -6,7 +6,12 @@
   ...
 }:
 let
-  inherit (lib) literalExpression mkEnableOption mkOption types;
+  inherit (lib)
+    literalExpression
+    mkEnableOption
+    mkOption
+    types
+    ;
   cfg = config.boot.freshroot;
 
   # Forms as docs/settings.md has them. What passes here can still be refused by the agent; what is refused here never reaches a machine.
@@ -156,31 +161,48 @@ in
     url = setting (types.either url (types.listOf url)) null ''
       Where releases and images are served; mirrors are tried in this order. Trust is in signatures, not in the server.
     '';
-    channel = setting channelName null "The channel that is followed when no system is selected on the command line.";
+    channel =
+      setting channelName null
+        "The channel that is followed when no system is selected on the command line.";
     trustedPublicKeys =
-      setting (types.listOf publicKey) null "Keys that may sign releases, as `freshroot-publish keygen` prints them."
+      setting (types.listOf publicKey) null
+        "Keys that may sign releases, as `freshroot-publish keygen` prints them."
       // {
         example = [ "lab-1:jVfuRsCOrnFIIQdQgwUVUEyB/PSpZ8ld6DIS5hxiKv4=" ];
       };
-    allowUnsigned = setting types.bool "false" "Whether manifests may be used that nobody signed. Every boot says so aloud.";
-    verify = setting (types.enum [
-      "full"
-      "size"
-    ]) "`full`" "How a cached image is verified before it is mounted: the whole image is hashed, or only its size is compared.";
+    allowUnsigned =
+      setting types.bool "false"
+        "Whether manifests may be used that nobody signed. Every boot says so aloud.";
+    verify =
+      setting
+        (types.enum [
+          "full"
+          "size"
+        ])
+        "`full`"
+        "How a cached image is verified before it is mounted: the whole image is hashed, or only its size is compared.";
 
     policy = {
-      mode = setting (types.enum [
-        "offline"
-        "cache-first"
-        "wait"
-        "require-fresh"
-      ]) "`wait`" "When the server is asked: never; after the boot; before it, with the cache as fall-back; before it, without one.";
+      mode =
+        setting
+          (types.enum [
+            "offline"
+            "cache-first"
+            "wait"
+            "require-fresh"
+          ])
+          "`wait`"
+          "When the server is asked: never; after the boot; before it, with the cache as fall-back; before it, without one.";
       wait = setting duration "30s" "Limit until a valid answer, while something bootable is cached.";
-      fetchWait = setting duration "5min" "Limit of a transfer, while something bootable is cached; what was received is kept.";
+      fetchWait =
+        setting duration "5min"
+          "Limit of a transfer, while something bootable is cached; what was received is kept.";
     };
 
     transfer = {
-      stall = setting duration "30s" "A transfer that receives nothing for so long is given up, and the next mirror tried.";
+      stall =
+        setting duration "30s"
+          "A transfer that receives nothing for so long is given up, and the next mirror tried.";
       connect = setting duration "10s" "Limit for connecting to one address of a server.";
     };
 
@@ -189,7 +211,9 @@ in
     '';
 
     cache = {
-      device = setting device "images are kept in RAM, and fetched at every boot" "The disk that keeps images.";
+      device =
+        setting device "images are kept in RAM, and fetched at every boot"
+          "The disk that keeps images.";
       fsType = setting types.str "`auto`" "Type of its file system; `auto` finds out.";
       options = setting (types.listOf types.str) "none" "Options it is mounted with.";
       path = setting types.str "`freshroot`" "Folder on it that is ours.";
@@ -205,7 +229,9 @@ in
 
     network = {
       interface = setting types.str "any with a link" "The one interface that may be used.";
-      dns = setting (types.listOf types.str) "none" "DNS servers that are asked before those of the lease.";
+      dns =
+        setting (types.listOf types.str) "none"
+          "DNS servers that are asked before those of the lease.";
       ipv6 = setting types.bool "true" "Whether IPv6 is configured by router advertisement.";
       wait = setting duration "1min" "Limit for link and address together.";
       keep = setting types.bool "false" "Whether addresses and routes are left to the running system.";
@@ -227,8 +253,12 @@ in
     };
 
     kernel = {
-      modules = setting (types.listOf types.str) "what the module computes" "Modules that the agent loads whatever the hardware.";
-      autoload = setting types.bool "true" "Whether the agent loads modules whose alias matches the hardware.";
+      modules =
+        setting (types.listOf types.str) "what the module computes"
+          "Modules that the agent loads whatever the hardware.";
+      autoload =
+        setting types.bool "true"
+          "Whether the agent loads modules whose alias matches the hardware.";
       settle = setting duration "10s" "Limit for hardware to settle after modules were loaded.";
     };
 
@@ -238,10 +268,16 @@ in
         "poweroff"
         "shell"
       ]) "`reboot`" "What happens when nothing boots.";
-      delay = setting duration "30s" "Pause before the first retry or the action; it doubles from failure to failure.";
+      delay =
+        setting duration "30s"
+          "Pause before the first retry or the action; it doubles from failure to failure.";
       maxDelay = setting duration "10min" "What the doubling stops at.";
-      shellTimeout = setting duration "10min" "After so long without a key a shell ends and the machine reboots.";
-      retries = setting (types.ints.between 0 1000) "0" "How often the boot is tried again from the top before the action.";
+      shellTimeout =
+        setting duration "10min"
+          "After so long without a key a shell ends and the machine reboots.";
+      retries =
+        setting (types.ints.between 0 1000) "0"
+          "How often the boot is tried again from the top before the action.";
       deadline = mkOption {
         type = duration;
         default = "30min";
@@ -257,7 +293,9 @@ in
       "trace"
     ]) "`info`" "What is logged.";
 
-    commandLineMay = setting (types.listOf types.str) "none" "Guarded settings that the kernel command line may set.";
+    commandLineMay =
+      setting (types.listOf types.str) "none"
+        "Guarded settings that the kernel command line may set.";
 
     settings = mkOption {
       type = types.lazyAttrsOf types.anything;

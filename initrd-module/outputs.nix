@@ -46,7 +46,8 @@ let
     initrd=$(basename "$(echo ${build.served}/initrds/*)")
     manifest=$(basename "$(echo ${build.served}/manifests/*)" .json)
   '';
-  substituted = text: builtins.replaceStrings [ "@kernel@" "@initrd@" ] [ "'$kernel'" "'$initrd'" ] text;
+  substituted =
+    text: builtins.replaceStrings [ "@kernel@" "@initrd@" ] [ "'$kernel'" "'$initrd'" ] text;
 in
 {
   options.system.build.freshroot = lib.mkOption {
@@ -91,12 +92,16 @@ in
               --kernel ${build.kernel} --initrd ${build.initrd}/initrd \
               --kernel-params ${lib.escapeShellArg kernelParams} \
               ${lib.optionalString cfg.image.followChannel "--channel-mode"} \
-              ${lib.optionalString (cfg.image.servedUrl != null) "--url ${lib.escapeShellArg cfg.image.servedUrl}"}
+              ${lib.optionalString (
+                cfg.image.servedUrl != null
+              ) "--url ${lib.escapeShellArg cfg.image.servedUrl}"}
             cp ${
-              pkgs.writeText "netboot.ipxe" (fresh.ipxeEntry {
-                inherit channel;
-                url = cfg.image.servedUrl;
-              })
+              pkgs.writeText "netboot.ipxe" (
+                fresh.ipxeEntry {
+                  inherit channel;
+                  url = cfg.image.servedUrl;
+                }
+              )
             } "$out/netboot.ipxe"
             ${lib.optionalString hasHosts ''
               mkdir -p "$out/netboot/by-mac"
@@ -125,22 +130,35 @@ in
 
       # An ISO with the agent and the image. Its command line pins the manifest that stands beside it: nothing else on it needs a signature, and
       # whoever can change the command line can change the initrd.
-      isoImage = selfContained "freshroot-${channel}.iso" {
-        nativeBuildInputs = [
-          pkgs.dosfstools
-          pkgs.grub2_efi
-          pkgs.mtools
-          pkgs.xorriso
-        ];
-        efiTarget = if pkgs.stdenv.hostPlatform.isAarch64 then "arm64-efi" else "x86_64-efi";
-        efiModules = "${pkgs.grub2_efi}/lib/grub";
-        biosModules = lib.optionalString pkgs.stdenv.hostPlatform.isx86 "${pkgs.grub2}/lib/grub";
-      } ''
-        ${digests}
-        cmdline=${lib.escapeShellArg (fresh.commandLine (wanted // { "media.device" = "LABEL=FRESHROOT"; "media.path" = "freshroot"; }) [ kernelParams ])}
-        EFI_TARGET=$efiTarget EFI_MODULES=$efiModules BIOS_MODULES=$biosModules \
-          sh ${./make-iso.sh} ${build.served} "$cmdline freshroot.manifest-sha256=$manifest" "$out"
-      '';
+      isoImage =
+        selfContained "freshroot-${channel}.iso"
+          {
+            nativeBuildInputs = [
+              pkgs.dosfstools
+              pkgs.grub2_efi
+              pkgs.mtools
+              pkgs.xorriso
+            ];
+            efiTarget = if pkgs.stdenv.hostPlatform.isAarch64 then "arm64-efi" else "x86_64-efi";
+            efiModules = "${pkgs.grub2_efi}/lib/grub";
+            biosModules = lib.optionalString pkgs.stdenv.hostPlatform.isx86 "${pkgs.grub2}/lib/grub";
+          }
+          ''
+            ${digests}
+            cmdline=${
+              lib.escapeShellArg (
+                fresh.commandLine (
+                  wanted
+                  // {
+                    "media.device" = "LABEL=FRESHROOT";
+                    "media.path" = "freshroot";
+                  }
+                ) [ kernelParams ]
+              )
+            }
+            EFI_TARGET=$efiTarget EFI_MODULES=$efiModules BIOS_MODULES=$biosModules \
+              sh ${./make-iso.sh} ${build.served} "$cmdline freshroot.manifest-sha256=$manifest" "$out"
+          '';
 
       # `run` starts Pixiecore for any machine; v1/boot/<mac> are the answers of its API, as static files.
       pixiecore = pkgs.runCommand "freshroot-pixiecore" { preferLocalBuild = true; } ''
@@ -149,9 +167,7 @@ in
         cmdline=${lib.escapeShellArg (fresh.commandLine wanted [ kernelParams ])}
         printf '#!/bin/sh\nexec pixiecore boot %s %s --cmdline=%s "$@"\n' \
           ${build.served}/kernels/$kernel ${build.served}/initrds/$initrd ${
-            lib.escapeShellArg (
-              lib.escapeShellArg (fresh.commandLine wanted [ kernelParams ])
-            )
+            lib.escapeShellArg (lib.escapeShellArg (fresh.commandLine wanted [ kernelParams ]))
           } > "$out/run"
         chmod +x "$out/run"
         ${lib.optionalString (cfg.image.servedUrl != null) ''
@@ -185,10 +201,12 @@ in
           chmod -R u+w "$out"
           cp ${pkgs.ipxe}/ipxe.efi "$out/ipxe.efi"
           cp ${
-            pkgs.writeText "autoexec.ipxe" (fresh.ipxeEntry {
-              inherit channel;
-              url = cfg.image.servedUrl;
-            })
+            pkgs.writeText "autoexec.ipxe" (
+              fresh.ipxeEntry {
+                inherit channel;
+                url = cfg.image.servedUrl;
+              }
+            )
           } "$out/autoexec.ipxe"
         '';
     };

@@ -1,12 +1,15 @@
 # The running system: registration of the image's store paths, blessing, refreshing, guards of persistent mounts, and a clean shutdown.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   cfg = config.boot.freshroot;
   fresh = cfg.lib;
   agent = "${cfg.package}/bin/freshroot";
-  guarded = lib.attrValues (
-    lib.filterAttrs (_: entry: entry.services != [ ]) cfg.internal.persist
-  );
+  guarded = lib.attrValues (lib.filterAttrs (_: entry: entry.services != [ ]) cfg.internal.persist);
   # A unit in the list may be named with or without «.service».
   serviceName = lib.removeSuffix ".service";
   # The mount units that systemd finds in /proc/self/mountinfo for what stage 1 mounted.
@@ -98,7 +101,10 @@ in
         map (
           entry:
           lib.nameValuePair (fresh.checkUnitName entry.mountPoint) (
-            fresh.checkUnit { inherit agent; inherit (entry) mountPoint; }
+            fresh.checkUnit {
+              inherit agent;
+              inherit (entry) mountPoint;
+            }
             // {
               requiredBy = [ "freshroot-persist-ok.target" ] ++ entry.services;
             }

@@ -7,11 +7,21 @@
 }:
 let
   cfg = config.boot.freshroot;
-  fileSystemModules = lib.filter (type: !lib.elem type [ "auto" "none" "tmpfs" ]) (
-    lib.unique (
-      map (entry: entry.fsType) cfg.internal.neededForBoot ++ [ (cfg.settings.cache.fsType or "auto") ]
-    )
-  );
+  fileSystemModules =
+    lib.filter
+      (
+        type:
+        !lib.elem type [
+          "auto"
+          "none"
+          "tmpfs"
+        ]
+      )
+      (
+        lib.unique (
+          map (entry: entry.fsType) cfg.internal.neededForBoot ++ [ (cfg.settings.cache.fsType or "auto") ]
+        )
+      );
   # «auto» is found out on the machine: then all that the agent mounts must be there.
   types =
     if

@@ -12,7 +12,12 @@ let
   # What is configured in settings counts, whichever way it came there.
   cacheDevice = cfg.settings.cache.device or null;
   rwDevice = cfg.settings.store.rwDevice or null;
-  devices = lib.unique (lib.filter (device: device != null) [ cacheDevice rwDevice ]);
+  devices = lib.unique (
+    lib.filter (device: device != null) [
+      cacheDevice
+      rwDevice
+    ]
+  );
   systemdMounts = lib.filter (
     entry:
     entry.mountPoint != "/" && !lib.elem entry.mountPoint (fresh.ownMountPoints ++ cfg.internal.bound)

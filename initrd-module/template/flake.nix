@@ -31,7 +31,6 @@
         ];
       };
       # nix build .#served, cp -r --no-preserve=mode result/. /srv/freshroot, freshroot-publish sign /srv/freshroot --key keys/lab-1.secret
-      packages.x86_64-linux.served =
-        self.nixosConfigurations.host.config.system.build.freshroot.served;
+      packages.x86_64-linux.served = self.nixosConfigurations.host.config.system.build.freshroot.served;
     };
 }

@@ -26,11 +26,18 @@ let
   # An example is checked on the platform that it is for: x86_64-linux, but for the Raspberry Pi.
   platform = name: if name == "raspberry-pi-4" then "aarch64-linux" else "x86_64-linux";
   here = lib.filter (name: platform name == pkgs.stdenv.hostPlatform.system) names;
-  text = name: value: pkgs.runCommand name { inherit value; passAsFile = [ "value" ]; } ''
-    cat "$valuePath"
-    ! grep '^FAILED' "$valuePath"
-    touch "$out"
-  '';
+  text =
+    name: value:
+    pkgs.runCommand name
+      {
+        inherit value;
+        passAsFile = [ "value" ];
+      }
+      ''
+        cat "$valuePath"
+        ! grep '^FAILED' "$valuePath"
+        touch "$out"
+      '';
   cargo =
     name: command:
     freshroot-publish.overrideAttrs (old: {

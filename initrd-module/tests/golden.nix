@@ -1,7 +1,9 @@
 # What lib.nix makes of fixed arguments: file name → text. The expected texts are in golden/.
 let
   fresh = import ../lib.nix;
-  toplevel = "/nix/store/${builtins.substring 0 32 "0123456789abcdfghijklmnpqrsvwxyz"}-nixos-system-demo-26.05";
+  toplevel = "/nix/store/${
+    builtins.substring 0 32 "0123456789abcdfghijklmnpqrsvwxyz"
+  }-nixos-system-demo-26.05";
   persist = {
     device = null;
     source = null;
@@ -162,12 +164,17 @@ in
       mounts = [ "/data" ];
       luks = [ "crypt" ];
     };
-    flat = prefix: set: builtins.listToAttrs (
-      map (name: {
-        name = prefix + builtins.replaceStrings [ "/" ] [ "-" ] name;
-        value = set.${name};
-      }) (builtins.attrNames set)
-    );
+    flat =
+      prefix: set:
+      builtins.listToAttrs (
+        map (name: {
+          name = prefix + builtins.replaceStrings [ "/" ] [ "-" ] name;
+          value = set.${name};
+        }) (builtins.attrNames set)
+      );
   in
-  flat "" some // { "freshroot.service-nixos-init" = (units { nixosInit = true; })."freshroot.service"; }
+  flat "" some
+  // {
+    "freshroot.service-nixos-init" = (units { nixosInit = true; })."freshroot.service";
+  }
 )

@@ -24,7 +24,9 @@ support.lines (
       check "golden ${name}" false "tests/golden/${name} is not there: UPDATE_GOLDEN=1 writes it"
   ) (builtins.attrNames golden)
   ++ [
-    (equal "every golden file has its output" (missing (builtins.attrNames golden) (builtins.attrNames folder)) [ ])
+    (equal "every golden file has its output" (missing (builtins.attrNames golden) (
+      builtins.attrNames folder
+    )) [ ])
     (check "docs/settings.md has a table that can be read" (
       builtins.length rows > 30
     ) "found ${toString (builtins.length rows)} rows")
@@ -33,11 +35,18 @@ support.lines (
       rendered ++ fresh.commandLineNames
     ) rows) [ ])
     # Once the agent knows a setting it moves to settingNames.
-    (equal "no pending setting is in docs/settings.md already" (builtins.filter (name: builtins.elem name rows) fresh.pendingNames) [ ])
+    (equal "no pending setting is in docs/settings.md already" (builtins.filter (
+      name: builtins.elem name rows
+    ) fresh.pendingNames) [ ])
     (equal "names on the command line are those of docs/settings.md" (builtins.filter (
-      name: builtins.match ".*\\| `${name}` \\| (`freshroot\\.${fresh.kebab name}=`|never).*" (builtins.readFile ../../docs/settings.md) == null
+      name:
+      builtins.match ".*\\| `${name}` \\| (`freshroot\\.${fresh.kebab name}=`|never).*" (
+        builtins.readFile ../../docs/settings.md
+      ) == null
     ) rendered) [ ])
-    (check "a value with a double quote has no place on a command line" (throws (fresh.parameter "url" "a\"b")) "it was rendered")
+    (check "a value with a double quote has no place on a command line" (throws (
+      fresh.parameter "url" "a\"b"
+    )) "it was rendered")
     (check "a file system without a device is refused by name" (throws (
       fresh.initrdFstab {
         entries = [

@@ -32,7 +32,9 @@ let
     "pixiecore"
     "served"
   ];
-  evaluates = name: value: support.check name (builtins.tryEval (builtins.deepSeq value true)).success "it does not evaluate";
+  evaluates =
+    name: value:
+    support.check name (builtins.tryEval (builtins.deepSeq value true)).success "it does not evaluate";
   services = config: config.boot.initrd.systemd.units;
 in
 support.lines (
@@ -43,7 +45,9 @@ support.lines (
     in
     [ (evaluates "NixOS: the system of ${name}" config.system.build.toplevel.drvPath) ]
     ++ lib.optionals (config ? boot.freshroot) (
-      map (output: evaluates "NixOS: ${output} of ${name}" (derivation config.system.build.freshroot.${output})) outputs
+      map (
+        output: evaluates "NixOS: ${output} of ${name}" (derivation config.system.build.freshroot.${output})
+      ) outputs
     )
   ) names
   ++ [
@@ -65,13 +69,18 @@ support.lines (
           text:
           lib.sort lib.lessThan (
             lib.filter (
-              line: line != "" && !(lib.hasPrefix "[" line) && !(lib.hasPrefix "Environment=" line) && !(lib.hasPrefix "RequiredBy=" line)
+              line:
+              line != ""
+              && !(lib.hasPrefix "[" line)
+              && !(lib.hasPrefix "Environment=" line)
+              && !(lib.hasPrefix "RequiredBy=" line)
             ) (lib.splitString "\n" text)
           );
       in
-      support.equal "NixOS: the unit is what lib.nix says" (map (lib.replaceStrings [ "=true" "=false" ] [ "=1" "=0" ]) (essence text)) (
-        map (lib.replaceStrings [ "=true" "=false" ] [ "=1" "=0" ]) (essence ours)
-      )
+      support.equal "NixOS: the unit is what lib.nix says" (map (lib.replaceStrings
+        [ "=true" "=false" ]
+        [ "=1" "=0" ]
+      ) (essence text)) (map (lib.replaceStrings [ "=true" "=false" ] [ "=1" "=0" ]) (essence ours))
     )
     (evaluates "NixOS: with nixos-init, an etc overlay and no shell"
       (eval "minimal" [
@@ -85,9 +94,18 @@ support.lines (
     )
     (
       let
-        of = name: (eval "minimal" [ { networking.hostName = lib.mkForce "minimal"; environment.etc.x.text = name; } ]).system.build.freshroot.initrd.drvPath;
+        of =
+          name:
+          (eval "minimal" [
+            {
+              networking.hostName = lib.mkForce "minimal";
+              environment.etc.x.text = name;
+            }
+          ]).system.build.freshroot.initrd.drvPath;
       in
-      support.equal "NixOS: the initrd is the same for another generation with the same kernel" (of "a") (of "b")
+      support.equal "NixOS: the initrd is the same for another generation with the same kernel" (of "a") (
+        of "b"
+      )
     )
   ]
 )

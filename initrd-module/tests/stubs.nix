@@ -2,10 +2,12 @@
 { lib, config, ... }:
 let
   inherit (lib) mkOption types;
-  any = default: mkOption {
-    type = types.anything;
-    inherit default;
-  };
+  any =
+    default:
+    mkOption {
+      type = types.anything;
+      inherit default;
+    };
   attrs = mkOption {
     type = types.attrsOf types.anything;
     default = { };
@@ -14,10 +16,12 @@ let
     type = types.listOf types.anything;
     default = [ ];
   };
-  bool = default: mkOption {
-    type = types.bool;
-    inherit default;
-  };
+  bool =
+    default:
+    mkOption {
+      type = types.bool;
+      inherit default;
+    };
   unit = mkOption {
     type = types.attrsOf (types.submodule { freeformType = types.attrsOf types.anything; });
     default = { };
@@ -119,10 +123,24 @@ in
     _module.args.pkgs = rec {
       inherit lib;
       # What a build would be, as a text: enough to see what would go into it.
-      writeText = name: text: { inherit name text; outPath = "/nix/store/00000000000000000000000000000000-${name}"; };
-      runCommand = name: _: script: { inherit name script; outPath = "/nix/store/00000000000000000000000000000000-${name}"; type = "derivation"; };
-      makeModulesClosure = arguments: arguments // { outPath = "/nix/store/00000000000000000000000000000000-modules"; };
-      makeInitrdNG = arguments: arguments // { outPath = "/nix/store/00000000000000000000000000000000-initrd"; type = "derivation"; };
+      writeText = name: text: {
+        inherit name text;
+        outPath = "/nix/store/00000000000000000000000000000000-${name}";
+      };
+      runCommand = name: _: script: {
+        inherit name script;
+        outPath = "/nix/store/00000000000000000000000000000000-${name}";
+        type = "derivation";
+      };
+      makeModulesClosure =
+        arguments: arguments // { outPath = "/nix/store/00000000000000000000000000000000-modules"; };
+      makeInitrdNG =
+        arguments:
+        arguments
+        // {
+          outPath = "/nix/store/00000000000000000000000000000000-initrd";
+          type = "derivation";
+        };
       closureInfo = _: "/nix/store/00000000000000000000000000000000-closure-info";
       cacert = "/nix/store/00000000000000000000000000000000-cacert";
       coreutils = program "coreutils";

@@ -1,7 +1,9 @@
 # A test is { name, ok, why }; its line begins with «ok» or «FAILED».
 rec {
   check = name: ok: why: { inherit name ok why; };
-  equal = name: found: wanted: check name (found == wanted) "found ${builtins.toJSON found}, wanted ${builtins.toJSON wanted}";
+  equal =
+    name: found: wanted:
+    check name (found == wanted) "found ${builtins.toJSON found}, wanted ${builtins.toJSON wanted}";
   lines =
     tests:
     builtins.concatStringsSep "" (
