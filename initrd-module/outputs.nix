@@ -123,8 +123,9 @@ in
         mkdir "$out"
         cp -r ${build.served}/kernels ${build.served}/initrds ${build.served}/kexec-boot "$out/"
         # As nixpkgs' kexecTree and HomestakerOS name them.
-        ln -s kernels/* "$out/bzImage"
-        ln -s initrds/* "$out/initrd"
+        cd "$out"
+        ln -s kernels/* bzImage
+        ln -s initrds/* initrd
         cp ${build.served}/netboot/${channel}.ipxe "$out/netboot.ipxe"
       '';
 
@@ -164,7 +165,6 @@ in
       pixiecore = pkgs.runCommand "freshroot-pixiecore" { preferLocalBuild = true; } ''
         ${digests}
         mkdir -p "$out/v1/boot"
-        cmdline=${lib.escapeShellArg (fresh.commandLine wanted [ kernelParams ])}
         printf '#!/bin/sh\nexec pixiecore boot %s %s --cmdline=%s "$@"\n' \
           ${build.served}/kernels/$kernel ${build.served}/initrds/$initrd ${
             lib.escapeShellArg (lib.escapeShellArg (fresh.commandLine wanted [ kernelParams ]))
