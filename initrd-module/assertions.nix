@@ -1,0 +1,116 @@
+# What cannot work, said at evaluation, with what to do.
+{ config, lib, ... }:
+let
+  cfg = config.boot.freshroot;
+  fresh = cfg.lib;
+  settings = cfg.settings;
+  standalone = cfg.mode == "standalone";
+  forSystemd = ''set boot.freshroot.mode = "systemd", or neededForBoot = false if it is not needed before the system is up'';
+  disks = lib.filter (
+    entry: !lib.elem entry.mountPoint ([ "/" ] ++ fresh.ownMountPoints)
+  ) cfg.internal.neededForBoot;
+  cachePath = lib.mapNullable fresh.devicePath (settings.cache.device or null);
+  sharing = lib.filter (
+    entry: cachePath != null && entry.device != null && fresh.devicePath entry.device == cachePath
+  ) disks;
+  fixed =
+    options: lib.sort lib.lessThan (lib.filter (option: !fresh.isUserspaceOption option) options);
+in
+{
+  config = lib.mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = cfg.mode == "systemd" -> config.boot.initrd.systemd.enable;
+        message = ''boot.freshroot.mode is "systemd", and boot.initrd.systemd.enable is false: set it to true, or boot.freshroot.mode to "standalone".'';
+      }
+      {
+        assertion = cfg.mode == "systemd" -> config.boot.initrd.systemd.root or "fstab" == "fstab";
+        message = "boot.freshroot makes the root file system: remove boot.initrd.systemd.root.";
+      }
+      {
+        assertion = settings.policy.mode or "wait" == "offline" || settings ? url || settings ? media;
+        message = ''boot.freshroot has no source of images: set boot.freshroot.url to the URL of a served folder (or boot.freshroot.policy.mode to "offline").'';
+      }
+      {
+        assertion =
+          settings.trustedPublicKeys or [ ] != [ ]
+          || settings.allowUnsigned or false
+          || settings ? manifestSha256;
+        message = "boot.freshroot trusts nobody: put the key that `freshroot-publish keygen` printed into boot.freshroot.trustedPublicKeys.";
+      }
+      {
+        assertion = config.fileSystems."/".fsType == "tmpfs";
+        message = ''fileSystems."/" is ${config.fileSystems."/".fsType}: with boot.freshroot the root is a tmpfs. Move that disk to another mount point, and list what shall outlive the boot in boot.freshroot.persist.'';
+      }
+      {
+        assertion =
+          settings.policy.mode or "wait" == "cache-first" -> settings.cache.device or null != null;
+        message = ''boot.freshroot.policy.mode is "cache-first", and there is no cache: set boot.freshroot.cache.device.'';
+      }
+      {
+        assertion = settings.cache.device or null != null -> config.systemd.shutdownRamfs.enable;
+        message = "The cache can only be unmounted from the shutdown ramfs: leave systemd.shutdownRamfs.enable at true.";
+      }
+      {
+        assertion =
+          cfg.onFailure.retries == null
+          || cfg.onFailure.retries == 0
+          || cfg.onFailure.action != "shell"
+          || cfg.onFailure.shellTimeout != "0";
+        message = "boot.freshroot.onFailure.shellTimeout must not be 0: nobody may be there to leave the shell.";
+      }
+    ]
+    ++ lib.mapAttrsToList (name: entry: {
+      assertion = (entry.device == null) != (entry.source == null);
+      message = ''boot.freshroot.persist."${name}": set either device (a disk) or source (a folder on one).'';
+    }) cfg.internal.persist
+    ++ map (entry: {
+      assertion =
+        !lib.elem entry.mountPoint (
+          [
+            "/nix"
+            "/run"
+          ]
+          ++ fresh.ownMountPoints
+        );
+      message = ''fileSystems."${entry.mountPoint}": boot.freshroot mounts this itself. Remove the entry; a disk for writes to the store is boot.freshroot.store.rwDevice.'';
+    }) (lib.filter (entry: entry.mountPoint != "/") cfg.internal.neededForBoot)
+    ++ map (entry: {
+      assertion =
+        fixed entry.options == fixed (settings.cache.options or [ ])
+        || settings.cache.options or [ ] == [ ];
+      message = ''fileSystems."${entry.mountPoint}" and the cache are one file system, and it is mounted once: boot.freshroot.cache.options must be empty, or the same as fileSystems."${entry.mountPoint}".options.'';
+    }) sharing
+    ++ lib.optionals standalone (
+      [
+        {
+          assertion = !(config.system.nixos-init.enable or false);
+          message = ''system.nixos-init works from NixOS's own initrd: set system.nixos-init.enable = false, or boot.freshroot.mode = "systemd".'';
+        }
+        {
+          assertion = config.boot.initrd.luks.devices == { };
+          message = ''boot.initrd.luks.devices is set, and there is no LUKS in standalone mode: set boot.freshroot.mode = "systemd".'';
+        }
+      ]
+      ++ map (entry: {
+        assertion = lib.elem entry.fsType fresh.standaloneTypes;
+        message = ''fileSystems."${entry.mountPoint}" is ${entry.fsType}, which the agent does not mount by itself: ${forSystemd}.'';
+      }) disks
+      ++
+        map
+          (device: {
+            assertion = !lib.hasPrefix "/dev/mapper/" device;
+            message = "${device} is made by LVM or LUKS, which standalone mode has not: ${forSystemd}.";
+          })
+          (
+            lib.filter (device: device != null) (
+              map (entry: entry.device) disks
+              ++ [
+                cachePath
+                (settings.store.rwDevice or null)
+              ]
+            )
+          )
+    );
+  };
+}

@@ -1,0 +1,65 @@
+# What both modes share: settings from options, and what outlives the boot.
+{ config, lib, ... }:
+let
+  cfg = config.boot.freshroot;
+  fresh = cfg.lib;
+  urls = lib.toList (if cfg.url == null then [ ] else cfg.url);
+  persist = lib.filterAttrs (_: entry: entry.enable) cfg.persist;
+in
+{
+  options.boot.freshroot.internal = lib.mkOption {
+    type = lib.types.lazyAttrsOf lib.types.raw;
+    internal = true;
+    description = "What the files of this module tell one another.";
+  };
+
+  config = lib.mkIf cfg.enable {
+    boot.freshroot = {
+      settings = lib.mkMerge [
+        # As defaults, so that what a user writes into settings wins over the option of the same name.
+        (lib.mapAttrsRecursive (_: lib.mkDefault) (fresh.settingsOf cfg))
+        (lib.mkIf cfg.internal.https { http.caFile = lib.mkDefault "/etc/freshroot/ca-bundle.crt"; })
+      ];
+
+      internal = {
+        https = lib.any (lib.hasPrefix "https://") urls;
+        inherit persist;
+        # In the order in which they are mounted: NixOS has sorted them.
+        neededForBoot = lib.filter (
+          entry: entry.neededForBoot || lib.elem entry.mountPoint fresh.pathsNeededForBoot
+        ) config.system.build.fileSystems;
+        bound = lib.attrNames (lib.filterAttrs (_: entry: entry.source != null) persist);
+        # Not among the settings, which fileSystems."/" depends on in turn.
+        configuration = lib.recursiveUpdate {
+          # The image's modules belong to this kernel. Only its name: the initrd must not hold the kernel.
+          kernel.storeName = builtins.unsafeDiscardStringContext (
+            baseNameOf (toString config.boot.kernelPackages.kernel)
+          );
+          kernel.modules = if cfg.mode == "standalone" then cfg.internal.standaloneModules else null;
+          fileSystems = fresh.agentFileSystems cfg.internal.neededForBoot persist;
+        } cfg.settings;
+        configFile = fresh.configJson cfg.internal.configuration;
+      };
+    };
+
+    fileSystems = lib.mkMerge [
+      {
+        # NixOS wants a root in its configuration. In standalone mode the agent makes it.
+        "/" = {
+          device = lib.mkDefault "tmpfs";
+          fsType = lib.mkDefault "tmpfs";
+          options = [
+            "mode=0755"
+            "size=${cfg.settings.root.tmpfsSize or "50%"}"
+          ];
+        };
+      }
+      (lib.mapAttrs' (
+        _: entry: lib.nameValuePair entry.mountPoint (fresh.persistFileSystem entry)
+      ) persist)
+    ];
+
+    # The kernel and initrd are not installed anywhere: machines get them over the network, or from a medium.
+    boot.loader.grub.enable = lib.mkDefault false;
+  };
+}

@@ -1,0 +1,728 @@
+# What the module computes, as plain functions on plain values: nothing but builtins, so that any nix evaluates it, the tests without nixpkgs
+# included. Wiring is in the other files of this folder.
+let
+  inherit (builtins)
+    attrNames
+    concatStringsSep
+    elem
+    filter
+    foldl'
+    hasAttr
+    head
+    isAttrs
+    isBool
+    isList
+    isString
+    length
+    listToAttrs
+    map
+    match
+    replaceStrings
+    split
+    stringLength
+    substring
+    tail
+    toJSON
+    ;
+
+  hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
+  removePrefix =
+    prefix: text: substring (stringLength prefix) (stringLength text - stringLength prefix) text;
+  cut = separator: text: filter isString (split separator text);
+  unique = foldl' (seen: one: if elem one seen then seen else seen ++ [ one ]) [ ];
+  characters = text: filter (c: c != "") (map (at: substring at 1 text) (range (stringLength text)));
+  range = n: builtins.genList (at: at) n;
+  concatMapStrings = f: list: concatStringsSep "" (map f list);
+
+  getPath =
+    path: set:
+    if path == [ ] then
+      set
+    else if isAttrs set && hasAttr (head path) set then
+      getPath (tail path) set.${head path}
+    else
+      null;
+
+  setPath =
+    path: value: set:
+    if length path == 1 then
+      set // { ${head path} = value; }
+    else
+      set // { ${head path} = setPath (tail path) value (set.${head path} or { }); };
+
+  # Printable ASCII by its code; what is not in it has no place in a device name here.
+  printable = " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~";
+  hexDigits = "0123456789abcdef";
+  hexOf = listToAttrs (
+    map (at: {
+      name = substring at 1 printable;
+      value =
+        substring ((at + 32) / 16) 1 hexDigits + substring (at + 32 - (at + 32) / 16 * 16) 1 hexDigits;
+    }) (range (stringLength printable))
+  );
+  escapeAllBut =
+    pattern: text:
+    concatMapStrings (
+      c:
+      if match pattern c != null then
+        c
+      else
+        "\\x${
+          hexOf.${c} or (throw "freshroot: «${text}» holds a character that has no place in a device name")
+        }"
+    ) (characters text);
+in
+rec {
+  # --- Settings -------------------------------------------------------------------------------------------------------------------
+
+  # The rows of docs/settings.md that a configuration file may hold and that have an option of the same name below boot.freshroot.
+  settingNames = [
+    "url"
+    "channel"
+    "trustedPublicKeys"
+    "allowUnsigned"
+    "verify"
+    "policy.mode"
+    "policy.wait"
+    "policy.fetchWait"
+    "transfer.stall"
+    "transfer.connect"
+    "http.caFile"
+    "cache.device"
+    "cache.fsType"
+    "cache.options"
+    "cache.path"
+    "cache.wait"
+    "cache.keep"
+    "root.tmpfsSize"
+    "store.tmpfsSize"
+    "store.rwDevice"
+    "network.interface"
+    "network.dns"
+    "network.ipv6"
+    "network.wait"
+    "network.keep"
+    "kernel.modules"
+    "kernel.autoload"
+    "kernel.settle"
+    "onFailure.action"
+    "onFailure.delay"
+    "onFailure.maxDelay"
+    "onFailure.shellTimeout"
+    "onFailure.retries"
+    "log"
+    "commandLineMay"
+  ];
+
+  # Computed by the module: no option sets them.
+  computedNames = [
+    "fileSystems"
+    "kernel.storeName"
+  ];
+
+  # In docs/settings.md, but of no use in an initrd that is to stay the same from generation to generation: these belong on command lines.
+  # They can still be given by boot.freshroot.settings.
+  commandLineNames = [
+    "system"
+    "manifestSha256"
+  ];
+
+  # Agreed with the agent and not in docs/settings.md yet. Rendered only where set, because an agent that does not know them refuses them.
+  pendingNames = [
+    "network.by"
+    "media.device"
+    "media.path"
+  ];
+
+  # The values of the options, by the names of the JSON file; what is null is left out. No empty list is left out: it may override a default.
+  settingsOf =
+    options:
+    foldl' (
+      done: name:
+      let
+        path = cut "\\." name;
+        value = getPath path options;
+      in
+      if value == null then done else setPath path value done
+    ) { } (settingNames ++ pendingNames);
+
+  # The text of /etc/freshroot/config.json. Fields that are null are as if absent.
+  configJson = settings: toJSON ({ version = 1; } // withoutNull settings);
+
+  withoutNull =
+    set:
+    listToAttrs (
+      map (name: {
+        inherit name;
+        value = if isAttrs set.${name} then withoutNull set.${name} else set.${name};
+      }) (filter (name: set.${name} != null) (attrNames set))
+    );
+
+  # A setting's name as the command line spells it: policy.fetchWait → policy.fetch-wait.
+  kebab =
+    name:
+    concatMapStrings (c: if match "[A-Z]" c != null then "-${toLower c}" else c) (characters name);
+
+  toLower = replaceStrings (characters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (
+    characters "abcdefghijklmnopqrstuvwxyz"
+  );
+
+  # freshroot.<kebab-name>=<value>, in double quotes where the kernel needs them.
+  parameter =
+    name: value:
+    let
+      text =
+        if isBool value then
+          (if value then "true" else "false")
+        else if isList value then
+          concatStringsSep " " (map toString value)
+        else
+          toString value;
+      word = "freshroot.${kebab name}=${text}";
+    in
+    if match ".*\".*" text != null then
+      throw "freshroot: the value of ${name} holds a double quote, which no kernel command line can carry"
+    else if match ".*[ \t].*" text != null then
+      "\"${word}\""
+    else
+      word;
+
+  # --- Command lines --------------------------------------------------------------------------------------------------------------
+
+  # wanted: { system = toplevel; } or { channel = name; }. The same words as freshroot-publish writes into its boot scripts.
+  commandLine =
+    wanted: params:
+    concatStringsSep " " (
+      [ "init=/nix/.freshroot/init" ]
+      ++ map (name: parameter name wanted.${name}) (attrNames wanted)
+      ++ params
+    );
+
+  # The file name of a machine below netboot/by-mac: lower case with hyphens, as iPXE's ${netX/mac:hexhyp} gives it.
+  macName = mac: replaceStrings [ ":" ] [ "-" ] (toLower mac);
+
+  # netboot/by-mac/<mac>.ipxe: one machine goes on with its own channel's script. When that is not there, its next boot entry follows.
+  ipxeByMac =
+    channel:
+    concatStringsSep "\n" [
+      "#!ipxe"
+      "# Written by freshroot's NixOS module; do not edit."
+      "chain --autofree ../${channel}.ipxe || exit 1"
+      ""
+    ];
+
+  # netboot.ipxe, the one script that DHCP names for all machines: a machine's own one, else that of the default channel, else its disk. Tried several
+  # times, because a switch's port may forward only 30 s after the link came up (spanning tree). A machine with a script of its own must not boot the
+  # default channel because a packet was lost: the server has just answered, and is asked twice, before it counts as not being there; and what that script
+  # could not boot is tried again, not replaced.
+  ipxeEntry =
+    {
+      channel,
+      url ? null,
+      tries ? 5,
+      pause ? 5,
+    }:
+    let
+      base = if url == null then "" else "${url}/";
+      own = "imgfetch --name own ${base}netboot/by-mac/\${netX/mac:hexhyp}.ipxe";
+    in
+    concatStringsSep "\n" [
+      "#!ipxe"
+      "# Written by freshroot's NixOS module; do not edit."
+      "set tries:int32 0"
+      ":try"
+      "inc tries"
+      "imgfree"
+      "isset \${ip} || dhcp || goto failed"
+      "imgfetch --name shared ${base}netboot/${channel}.ipxe || goto failed"
+      "${own} || ${own} || goto shared"
+      "chain --autofree own || goto failed"
+      ":shared"
+      "chain --autofree shared || goto failed"
+      ":failed"
+      "iseq \${tries} ${toString tries} && goto local ||"
+      "echo freshroot: nothing could be booted, next try in ${toString pause} s"
+      "sleep ${toString pause}"
+      "goto try"
+      ":local"
+      "echo freshroot: giving up; the next boot entry of this machine follows"
+      "imgfree"
+      "exit 1"
+      ""
+    ];
+
+  # hosts.json: hosts maps MAC addresses, UUIDs and serial numbers to channels.
+  hostsJson =
+    hosts:
+    toJSON {
+      version = 1;
+      hosts = listToAttrs (
+        map (host: {
+          name = toLower host;
+          value = {
+            channel = hosts.${host};
+          };
+        }) (attrNames hosts)
+      );
+    };
+
+  # The answer of Pixiecore's API (/v1/boot/<mac>): kernel, initrds and command line by URL.
+  pixiecoreAnswer =
+    {
+      url,
+      kernel,
+      initrd,
+      cmdline,
+    }:
+    toJSON {
+      kernel = "${url}/kernels/${kernel}";
+      initrd = [ "${url}/initrds/${initrd}" ];
+      inherit cmdline;
+    };
+
+  # --- Devices and units ----------------------------------------------------------------------------------------------------------
+
+  # As udev writes names into /dev/disk/by-*: what is not in its list of harmless characters becomes \xHH.
+  udevEscape = escapeAllBut "[][0-9A-Za-z#+.:=@_/-]";
+
+  # The path below /dev of a device by name; a path stays as it is.
+  devicePath =
+    device:
+    let
+      byTag = tag: folder: {
+        inherit tag folder;
+      };
+      tags = filter (one: hasPrefix one.tag device) [
+        (byTag "LABEL=" "label")
+        (byTag "UUID=" "uuid")
+        (byTag "PARTLABEL=" "partlabel")
+        (byTag "PARTUUID=" "partuuid")
+      ];
+      one = head tags;
+    in
+    if tags == [ ] then
+      device
+    else
+      "/dev/disk/by-${one.folder}/${udevEscape (removePrefix one.tag device)}";
+
+  # A path as systemd writes it into unit names (systemd.unit(5), «String escaping for inclusion in unit names»).
+  escapePath =
+    path:
+    let
+      parts = filter (part: part != "") (cut "/" path);
+      escaped = concatStringsSep "-" (map (escapeAllBut "[0-9A-Za-z:_.]") parts);
+    in
+    if parts == [ ] then
+      "-"
+    else if substring 0 1 escaped == "." then
+      "\\x2e${substring 1 (stringLength escaped) escaped}"
+    else
+      escaped;
+
+  # The instance in a template unit's name: as a path, except that «/» inside a plain word does not occur.
+  escapeInstance = escapePath;
+
+  mountUnit = path: "${escapePath path}.mount";
+  sysrootMountUnit = path: mountUnit "/sysroot${if path == "/" then "" else path}";
+  deviceUnit = device: "${escapePath (devicePath device)}.device";
+  fsckUnit = device: "systemd-fsck@${escapePath (devicePath device)}.service";
+
+  # The unit that unlocks a device, if it is one of the LUKS mappings by these names.
+  luksUnits =
+    names: device:
+    let
+      path = devicePath device;
+      name = removePrefix "/dev/mapper/" path;
+    in
+    if hasPrefix "/dev/mapper/" path && elem name names then
+      [ "systemd-cryptsetup@${escapeInstance name}.service" ]
+    else
+      [ ];
+
+  isBind = entry: elem "bind" entry.options || elem "rbind" entry.options;
+
+  # --- File systems ---------------------------------------------------------------------------------------------------------------
+
+  # Mount points that the agent fills itself, in both modes.
+  ownMountPoints = [
+    "/nix/store"
+    "/nix/.ro-store"
+    "/nix/.rw-store"
+  ];
+
+  # Mount points that stage 1 mounts without being told, as NixOS has them.
+  pathsNeededForBoot = [
+    "/"
+    "/etc"
+    "/nix"
+    "/nix/store"
+    "/usr"
+    "/var"
+    "/var/lib"
+    "/var/lib/nixos"
+    "/var/log"
+  ];
+
+  # Words that only userspace reads: two mounts of one file system may differ in them.
+  isUserspaceOption =
+    option: match "defaults|auto|noauto|nofail|_netdev|x-.*|X-.*|comment=.*" option != null;
+
+  # Types that the agent mounts when it is the whole stage 1.
+  standaloneTypes = [
+    "auto"
+    "btrfs"
+    "ext2"
+    "ext3"
+    "ext4"
+    "none"
+    "tmpfs"
+    "vfat"
+    "xfs"
+  ];
+
+  # An entry of NixOS's fileSystems, as the agent's setting fileSystems has it. extra: need, timeout and create of boot.freshroot.persist.
+  agentEntry =
+    entry: extra:
+    withoutNull {
+      device = entry.device or null;
+      inherit (entry) fsType options;
+      depends = if entry.depends or [ ] == [ ] then null else entry.depends;
+      need = extra.need or null;
+      timeout = extra.timeout or null;
+      create = if extra.create or null == null then null else withoutNull extra.create;
+    };
+
+  # The agent's setting fileSystems. entries: those of NixOS that stage 1 needs; extras: by mount point.
+  agentFileSystems =
+    entries: extras:
+    listToAttrs (
+      map (entry: {
+        name = entry.mountPoint;
+        value = agentEntry entry (extras.${entry.mountPoint} or { });
+      }) (filter (entry: !(elem entry.mountPoint ([ "/" ] ++ ownMountPoints))) entries)
+    );
+
+  # Types for which there is nothing to check before the mount.
+  unchecked = [
+    "9p"
+    "auto"
+    "bcachefs"
+    "btrfs"
+    "ceph"
+    "cifs"
+    "iso9660"
+    "nfs"
+    "nfs4"
+    "none"
+    "overlay"
+    "squashfs"
+    "tmpfs"
+    "udf"
+    "virtiofs"
+    "zfs"
+  ];
+
+  fstabEscape =
+    replaceStrings
+      [
+        " "
+        "\t"
+      ]
+      [
+        "\\040"
+        "\\011"
+      ];
+
+  fstabLine =
+    entry: options:
+    concatStringsSep " " [
+      (fstabEscape (
+        if entry.device == null then
+          throw "freshroot: fileSystems.\"${entry.mountPoint}\" has no device: set fileSystems.\"${entry.mountPoint}\".device"
+        else
+          entry.device
+      ))
+      (fstabEscape entry.mountPoint)
+      entry.fsType
+      (fstabEscape (concatStringsSep "," options))
+      "0"
+      (if entry.noCheck or false || isBind entry || elem entry.fsType unchecked then "0" else "2")
+    ];
+
+  # The initrd's fstab: what systemd mounts below /sysroot. owned: mount points that the agent fills. A required entry loses the nofail
+  # that stage 2 needs: without its disk the boot fails here, where the failure policy is, and not in stage 2's emergency mode.
+  initrdFstab =
+    {
+      entries,
+      owned ? [ ],
+      extras ? { },
+    }:
+    let
+      systemds = filter (entry: !(elem entry.mountPoint (ownMountPoints ++ owned))) entries;
+      optionsOf =
+        entry:
+        if (extras.${entry.mountPoint}.need or null) == "required" then
+          filter (option: option != "nofail") entry.options
+        else
+          entry.options;
+    in
+    concatMapStrings (entry: fstabLine entry (optionsOf entry) + "\n") systemds;
+
+  # --- Persistence ----------------------------------------------------------------------------------------------------------------
+
+  # boot.freshroot.persist.<mountPoint> → NixOS's fileSystems.<mountPoint>. nofail and the limit are for stage 2: there a missing disk must
+  # not be emergency mode, because stage 1 has decided already what its absence means.
+  persistFileSystem =
+    entry:
+    let
+      bind = entry.source != null;
+    in
+    {
+      device = if bind then entry.source else entry.device;
+      fsType = if bind then "none" else entry.fsType;
+      options = unique (
+        (if bind then [ "bind" ] else [ ])
+        ++ filter (option: !(bind && option == "defaults")) entry.options
+        ++ [ "nofail" ]
+        ++ (if bind then [ ] else [ "x-systemd.device-timeout=${toString entry.timeout}s" ])
+      );
+      depends = entry.depends ++ (if bind then [ entry.source ] else [ ]);
+      neededForBoot = true;
+    };
+
+  # HomestakerOS's mounts.<name> → boot.freshroot.persist.<where>. Units in «before» are those that must not run without the mount.
+  persistOfHomestakerOS =
+    mounts:
+    listToAttrs (
+      map (
+        name:
+        let
+          mount = mounts.${name};
+        in
+        {
+          name = mount.where;
+          value = {
+            device = mount.what;
+            fsType = mount.type or "auto";
+            options = filter (option: option != "") (cut "," (mount.options or "noatime"));
+            # HomestakerOS mounts in stage 2 and boots without the disk: so does this.
+            need = "degraded";
+            services = filter (unit: match ".*\\.service" unit != null) (mount.before or [ ]);
+          };
+        }
+      ) (filter (name: mounts.${name}.enable or true) (attrNames mounts))
+    );
+
+  # --- systemd stage 1 ------------------------------------------------------------------------------------------------------------
+
+  # The unit of the boot, as boot.initrd.systemd.services.freshroot takes it.
+  # agent: path of the binary. devices: those that the agent opens itself. mounts: mount points of disks that systemd mounts. luks: names of mappings.
+  bootUnit =
+    {
+      agent,
+      devices ? [ ],
+      mounts ? [ ],
+      luks ? [ ],
+      nixosInit ? false,
+    }:
+    let
+      unlocked = unique (builtins.concatMap (luksUnits luks) devices);
+      checked = map fsckUnit devices;
+    in
+    {
+      description = "Verified Nix store image";
+      documentation = [ "man:freshroot(8)" ];
+      # initrd-fs.target is what initrd-cleanup.service waits for: without it stage 1 would be torn down while the image arrives.
+      # find-closure must not even start when there is no store, or its error hides ours.
+      requiredBy = [
+        "initrd-fs.target"
+      ]
+      ++ (if nixosInit then [ ] else [ "initrd-find-nixos-closure.service" ]);
+      before = [
+        # Reads the symlink /sysroot/nix/.freshroot. Its RequiresMountsFor=/sysroot/nix/store finds no mount unit, since the agent
+        # mounts by itself: nothing else would make it wait.
+        "initrd-find-nixos-closure.service"
+        # Resolves the etc overlay in the toplevel: for the same reason.
+        "initrd-find-etc.service"
+        # See requiredBy; a unit without default dependencies is not ordered before it on its own.
+        "initrd-fs.target"
+        # DefaultDependencies=no: a reboot or poweroff asked for in stage 1 must end us first.
+        "shutdown.target"
+      ];
+      after = [
+        # The root that the store and the symlink are put into.
+        "sysroot.mount"
+        # /run is bound into /sysroot once. What we mounted below /run before, such as the cache, might not be seen by stage 2.
+        "sysroot-run.mount"
+        # After a resume nothing of this runs. Before it, mounting a disk that the hibernated system has mounted would destroy it.
+        "systemd-hibernate-resume.service"
+      ]
+      # The device that the agent opens: the check waits for the device up to the limit of its unit, and then we look ourselves.
+      ++ checked
+      ++ unlocked
+      # Disks that systemd mounts: persisted paths are bound from them, and whether one is missing is looked at.
+      ++ map sysrootMountUnit mounts;
+      # Nothing but systemd's own mount units pulls in checks and LUKS mappings, and this mount is ours. Only wanted: without the device
+      # the boot goes on from the network. No network unit stands here: the cache is looked at first, and mostly nothing else is needed.
+      wants = checked ++ unlocked;
+      conflicts = [ "shutdown.target" ];
+      onFailure = [ "freshroot-failure.service" ];
+      unitConfig = {
+        DefaultDependencies = false;
+        # A job that is waiting, such as emergency.target's, must not push the failure policy out.
+        OnFailureJobMode = "replace-irreversibly";
+      };
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = "${agent} boot --mode systemd --sysroot /sysroot";
+        # A first download takes as long as it takes; the agent has limits of its own for every wait (transfer.stall, network.wait, cache.wait).
+        TimeoutStartSec = "infinity";
+        StandardOutput = "journal+console";
+        StandardError = "journal+console";
+        # In a tight memory something else goes first: without this process there is no boot.
+        OOMScoreAdjust = -900;
+      };
+    };
+
+  # The way out when the boot's unit failed, by itself or because its binary is missing or was killed.
+  failureUnit =
+    { agent }:
+    {
+      description = "What happens when nothing boots";
+      documentation = [ "man:freshroot(8)" ];
+      # Where the agent's binary is what is broken, the policy cannot run either.
+      onFailure = [ "freshroot-last-resort.service" ];
+      conflicts = [ "shutdown.target" ];
+      before = [ "shutdown.target" ];
+      unitConfig = {
+        DefaultDependencies = false;
+        OnFailureJobMode = "replace-irreversibly";
+      };
+      serviceConfig = failureService { inherit agent; };
+    };
+
+  failureService =
+    { agent }:
+    {
+      Type = "oneshot";
+      ExecStart = "${agent} fail";
+      # The policy's pauses have limits of their own (onFailure.maxDelay, onFailure.shellTimeout).
+      TimeoutStartSec = "infinity";
+      # A shell by policy needs the console.
+      StandardInput = "tty-force";
+      StandardOutput = "inherit";
+      StandardError = "inherit";
+    };
+
+  # No program of ours: systemd alone reboots. The pause keeps a machine from rebooting at full speed, and the reason on the screen.
+  lastResortUnit =
+    { sleep }:
+    {
+      description = "Reboot, since not even the failure policy could run";
+      unitConfig = {
+        DefaultDependencies = false;
+        SuccessAction = "reboot-force";
+        FailureAction = "reboot-force";
+      };
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${sleep} 60";
+        TimeoutStartSec = "90s";
+      };
+    };
+
+  # emergency.service as a drop-in: initrd targets end in it, and on a machine that nobody stands beside it would be the end.
+  emergencyOverride =
+    { agent }:
+    {
+      onFailure = [ "freshroot-last-resort.service" ];
+      unitConfig.OnFailureJobMode = "replace-irreversibly";
+      serviceConfig = failureService { inherit agent; } // {
+        # Type and start lines of systemd's own unit are replaced; empty ones clear what stands there.
+        ExecStartPre = [ "" ];
+        ExecStart = [
+          ""
+          "${agent} fail --unit emergency.service"
+        ];
+      };
+    };
+
+  # Limit of stage 1 as a whole, should the agent hang or something else of stage 1. The agent moves it while there is progress: it writes a longer
+  # one to /run/systemd/system/initrd.target.d/50-freshroot.conf and has the manager reload, which computes the job's end anew.
+  deadline = limit: {
+    JobTimeoutSec = limit;
+    JobTimeoutAction = "reboot-force";
+  };
+
+  # A unit as text, for those who have no NixOS to render it (the boot tests), and for the golden files.
+  unitText =
+    unit:
+    let
+      list =
+        name: key:
+        if unit ? ${key} && unit.${key} != [ ] then
+          { ${name} = concatStringsSep " " unit.${key}; }
+        else
+          { };
+      section =
+        name: values:
+        if values == { } then
+          ""
+        else
+          "[${name}]\n"
+          + concatMapStrings (
+            key:
+            concatMapStrings (value: "${key}=${shown value}\n") (
+              if isList values.${key} then values.${key} else [ values.${key} ]
+            )
+          ) (attrNames values)
+          + "\n";
+      shown = value: if isBool value then (if value then "true" else "false") else toString value;
+    in
+    section "Unit" (
+      (if unit ? description then { Description = unit.description; } else { })
+      // list "Documentation" "documentation"
+      // list "Requires" "requires"
+      // list "Wants" "wants"
+      // list "After" "after"
+      // list "Before" "before"
+      // list "Conflicts" "conflicts"
+      // list "OnFailure" "onFailure"
+      // unit.unitConfig or { }
+    )
+    + section "Service" (unit.serviceConfig or { })
+    + section "Install" (list "RequiredBy" "requiredBy" // list "WantedBy" "wantedBy");
+
+  # --- Stage 2 --------------------------------------------------------------------------------------------------------------------
+
+  checkUnitName = mountPoint: "freshroot-persist-${escapePath mountPoint}";
+
+  # A word of ExecStart=: «%» would be a specifier, and blanks would end it.
+  quoteArgument =
+    text:
+    let
+      plain = replaceStrings [ "%" "\\" "\"" ] [ "%%" "\\\\" "\\\"" ] text;
+    in
+    if match "[0-9A-Za-z/:_.@+-]+" text != null then text else "\"${plain}\"";
+
+  # Looks whether the real thing is mounted, or the empty read-only tmpfs that stands for what is missing.
+  checkUnit =
+    { agent, mountPoint }:
+    {
+      description = "Check that ${mountPoint} is its disk";
+      unitConfig.RequiresMountsFor = mountPoint;
+      before = [ "freshroot-persist-ok.target" ];
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = "${agent} check-mount ${quoteArgument mountPoint}";
+      };
+    };
+
+  inherit
+    cut
+    hasPrefix
+    unique
+    ;
+}

@@ -1,0 +1,102 @@
+# mode = "standalone": an initrd of our own, with the agent as /init.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.boot.freshroot;
+  fileSystemModules =
+    lib.filter
+      (
+        type:
+        !lib.elem type [
+          "auto"
+          "none"
+          "tmpfs"
+        ]
+      )
+      (
+        lib.unique (
+          map (entry: entry.fsType) cfg.internal.neededForBoot ++ [ (cfg.settings.cache.fsType or "auto") ]
+        )
+      );
+  # «auto» is found out on the machine: then all that the agent mounts must be there.
+  types =
+    if
+      (cfg.settings.cache.fsType or "auto") == "auto" && (cfg.settings.cache.device or null) != null
+    then
+      lib.unique (
+        fileSystemModules
+        ++ [
+          "btrfs"
+          "ext4"
+          "vfat"
+          "xfs"
+        ]
+      )
+    else
+      fileSystemModules;
+  fatCodepages = lib.optionals (lib.elem "vfat" types) [
+    "nls_cp437"
+    "nls_iso8859_1"
+  ];
+  modules = pkgs.makeModulesClosure {
+    kernel = config.system.modulesTree;
+    firmware = config.hardware.firmware;
+    allowMissing = false;
+    rootModules = lib.unique (
+      config.boot.initrd.availableKernelModules
+      ++ config.boot.initrd.kernelModules
+      ++ cfg.initrd.availableKernelModules
+      ++ cfg.internal.configuration.kernel.modules
+      ++ types
+      ++ fatCodepages
+    );
+  };
+  initrd = pkgs.makeInitrdNG {
+    name = "freshroot-initrd";
+    inherit (cfg.initrd) compressor compressorArgs;
+    prepend = cfg.initrd.microcode;
+    contents = [
+      {
+        source = "${cfg.package}/bin/freshroot";
+        target = "/init";
+      }
+      {
+        source = pkgs.writeText "freshroot-config.json" cfg.internal.configFile;
+        target = "/etc/freshroot/config.json";
+      }
+      {
+        # Modules, and the firmware that they name.
+        source = "${modules}/lib";
+        target = "/lib";
+      }
+    ]
+    ++ lib.optional cfg.internal.https {
+      source = cfg.initrd.caBundle;
+      target = "/etc/freshroot/ca-bundle.crt";
+    };
+  };
+in
+{
+  config = lib.mkIf (cfg.enable && cfg.mode == "standalone") {
+    # Without NixOS's own initrd `init` of the toplevel does the activation and then starts systemd: the agent executes it.
+    boot.initrd.enable = lib.mkDefault false;
+
+    boot.freshroot.internal.standaloneModules = lib.unique (
+      [
+        "loop"
+        "overlay"
+        "squashfs"
+        # DHCP is spoken on packet sockets.
+        "af_packet"
+      ]
+      ++ config.boot.initrd.kernelModules
+      ++ types
+    );
+
+    system.build.freshroot.initrd = initrd;
+  };
+}

@@ -1,0 +1,36 @@
+{
+  inputs = {
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+    freshroot.url = "github:freshroot/freshroot";
+  };
+
+  outputs =
+    {
+      self,
+      nixpkgs,
+      freshroot,
+    }:
+    {
+      nixosConfigurations.host = nixpkgs.lib.nixosSystem {
+        modules = [
+          freshroot.nixosModules.default
+          {
+            boot.freshroot = {
+              enable = true;
+              url = "http://images.lan/freshroot";
+              channel = "host";
+              # nix run github:freshroot/freshroot#publish -- keygen lab-1 --out keys
+              trustedPublicKeys = [ "lab-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" ];
+              cache.device = "PARTLABEL=freshroot-cache";
+            };
+            boot.initrd.systemd.enable = true;
+            networking.hostName = "host";
+            nixpkgs.hostPlatform = "x86_64-linux";
+            system.stateVersion = "26.05";
+          }
+        ];
+      };
+      # nix build .#served, cp -r --no-preserve=mode result/. /srv/freshroot, freshroot-publish sign /srv/freshroot --key keys/lab-1.secret
+      packages.x86_64-linux.served = self.nixosConfigurations.host.config.system.build.freshroot.served;
+    };
+}

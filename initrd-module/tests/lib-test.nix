@@ -1,0 +1,66 @@
+# lib.nix, with builtins only: golden outputs, and its settings against the table in docs/settings.md.
+let
+  fresh = import ../lib.nix;
+  support = import ./support.nix;
+  inherit (support) check equal throws;
+  golden = import ./golden.nix;
+  folder = builtins.readDir ./golden;
+
+  rows =
+    let
+      lines = fresh.cut "\n" (builtins.readFile ../../docs/settings.md);
+      names = map (line: builtins.match "\\| `([A-Za-z0-9.]+)` \\| (`freshroot\\.|never).*" line) lines;
+    in
+    map builtins.head (builtins.filter (found: found != null) names);
+  rendered = fresh.settingNames ++ fresh.computedNames;
+  missing = from: names: builtins.filter (name: !(builtins.elem name from)) names;
+in
+support.lines (
+  map (
+    name:
+    if folder ? ${name} then
+      equal "golden ${name}" golden.${name} (builtins.readFile (./golden + "/${name}"))
+    else
+      check "golden ${name}" false "tests/golden/${name} is not there: UPDATE_GOLDEN=1 writes it"
+  ) (builtins.attrNames golden)
+  ++ [
+    (equal "every golden file has its output" (missing (builtins.attrNames golden) (
+      builtins.attrNames folder
+    )) [ ])
+    (check "docs/settings.md has a table that can be read" (
+      builtins.length rows > 30
+    ) "found ${toString (builtins.length rows)} rows")
+    (equal "every key that is rendered is a row in docs/settings.md" (missing rows rendered) [ ])
+    (equal "every row of docs/settings.md is rendered, or given on command lines" (missing (
+      rendered ++ fresh.commandLineNames
+    ) rows) [ ])
+    # Once the agent knows a setting it moves to settingNames.
+    (equal "no pending setting is in docs/settings.md already" (builtins.filter (
+      name: builtins.elem name rows
+    ) fresh.pendingNames) [ ])
+    (equal "names on the command line are those of docs/settings.md" (builtins.filter (
+      name:
+      builtins.match ".*\\| `${name}` \\| (`freshroot\\.${fresh.kebab name}=`|never).*" (
+        builtins.readFile ../../docs/settings.md
+      ) == null
+    ) rendered) [ ])
+    (check "a value with a double quote has no place on a command line" (throws (
+      fresh.parameter "url" "a\"b"
+    )) "it was rendered")
+    (check "a file system without a device is refused by name" (throws (
+      fresh.initrdFstab {
+        entries = [
+          {
+            mountPoint = "/x";
+            device = null;
+            fsType = "auto";
+            options = [ "defaults" ];
+          }
+        ];
+      }
+    )) "it was rendered")
+    (check "a device name with a character that udev would encode by bytes is refused" (throws (
+      fresh.deviceUnit "LABEL=für"
+    )) "it was rendered")
+  ]
+)

@@ -1,0 +1,242 @@
+# The module under nixpkgs' own lib.evalModules, with stubs of NixOS's options.
+{ lib }:
+let
+  support = import ./support.nix;
+  inherit (support) check equal;
+  eval =
+    modules:
+    (lib.evalModules {
+      modules = [ ./stubs.nix ] ++ modules;
+    }).config;
+  minimal = ../examples/minimal.nix;
+  diskless = ../examples/diskless.nix;
+  staker = eval [ ../examples/home-staker.nix ];
+  refusals = config: map (one: one.message) (lib.filter (one: !one.assertion) config.assertions);
+  file = config: builtins.fromJSON config.boot.freshroot.internal.configFile;
+  # One sentence must name the option that is to be changed.
+  refused =
+    name: modules: word:
+    let
+      found = refusals (eval modules);
+    in
+    check "refused: ${name}" (
+      lib.length found == 1 && lib.hasInfix word (lib.head found)
+    ) "${builtins.toJSON found} should be one sentence with «${word}»";
+  accepted =
+    name:
+    equal "the example ${name} is accepted" (refusals (eval [ (../examples + "/${name}.nix") ])) [ ];
+  freshroot = settings: { boot.freshroot = settings; };
+  # A value that the type does not take.
+  ill =
+    name: settings:
+    check "no value: ${name}" (support.throws (
+      file (eval [
+        minimal
+        (freshroot settings)
+      ])
+    )) "it was taken";
+  unit = config: config.boot.initrd.systemd.services.freshroot;
+in
+support.lines (
+  map accepted [
+    "minimal"
+    "home-staker"
+    "diskless"
+    "raspberry-pi-4"
+    "homestakeros-migration"
+    "netboot-migration"
+  ]
+  ++ [
+    (equal "an option that is not set leaves the agent's default" (file (eval [ minimal ])) {
+      version = 1;
+      url = "http://images.lan/freshroot";
+      channel = "minimal";
+      trustedPublicKeys = [ "lab-1:jVfuRsCOrnFIIQdQgwUVUEyB/PSpZ8ld6DIS5hxiKv4=" ];
+      cache = {
+        device = "PARTLABEL=freshroot-cache";
+        fsType = "ext4";
+      };
+      kernel.storeName = "00000000000000000000000000000000-linux-6.18.1";
+      fileSystems = { };
+    })
+    (equal "what stands in settings wins over the option"
+      (file (eval [
+        minimal
+        (freshroot {
+          policy.wait = "10s";
+          settings.policy.wait = "20s";
+          settings.log = "debug";
+        })
+      ])).policy
+      { wait = "20s"; }
+    )
+    (equal "a CA bundle comes along only for https"
+      [
+        (staker.boot.initrd.systemd.contents ? "/etc/freshroot/ca-bundle.crt")
+        ((eval [ minimal ]).boot.initrd.systemd.contents ? "/etc/freshroot/ca-bundle.crt")
+        (file staker).http.caFile
+      ]
+      [
+        true
+        false
+        "/etc/freshroot/ca-bundle.crt"
+      ]
+    )
+    (check "the unit waits for no network" (
+      !(lib.any (lib.hasInfix "network") ((unit staker).after ++ (unit staker).wants))
+    ) (builtins.toJSON (unit staker)))
+    (check "the unit comes after the disks that systemd mounts, not after binds" (
+      lib.elem "sysroot-data.mount" (unit staker).after
+      && !(lib.elem "sysroot-etc-ssh.mount" (unit staker).after)
+    ) (builtins.toJSON (unit staker).after))
+    (check "the unit has ExecStart only" (
+      !((unit staker) ? script) && !((unit staker) ? path)
+    ) "there is a script")
+    (equal "entries of the agent are kept out of the initrd's fstab"
+      staker.boot.initrd.systemd.managerEnvironment.SYSTEMD_SYSROOT_FSTAB.text
+      ''
+        tmpfs / tmpfs mode=0755,size=50% 0 0
+        /dev/mapper/vg0-data /data xfs noatime,x-systemd.device-timeout=120s 0 2
+      ''
+    )
+    (equal "stage 2 does not end in emergency mode for a missing disk"
+      (lib.filter (option: option == "nofail") staker.fileSystems."/data".options)
+      [
+        "nofail"
+      ]
+    )
+    (equal "services that need a disk are tied to its check"
+      staker.systemd.services.freshroot-persist-data.requiredBy
+      [
+        "freshroot-persist-ok.target"
+        "lighthouse-validator.service"
+        "erigon.service"
+      ]
+    )
+    (equal "networkd in the initrd configures the network for the agent"
+      (file (eval [
+        minimal
+        { boot.initrd.systemd.network.enable = true; }
+      ])).network.by
+      "system"
+    )
+    (equal "a standalone initrd holds agent, configuration and modules, and nothing else"
+      (map (one: one.target) (eval [ diskless ]).system.build.freshroot.initrd.contents)
+      [
+        "/init"
+        "/etc/freshroot/config.json"
+        "/lib"
+      ]
+    )
+    (check "a cache of unknown type brings all that the agent mounts" (lib.all
+      (
+        module:
+        lib.elem module
+          (file (eval [
+            diskless
+            (freshroot { cache.device = "LABEL=x"; })
+          ])).kernel.modules
+      )
+      [
+        "btrfs"
+        "ext4"
+        "vfat"
+        "xfs"
+      ]
+    ) "a module is missing")
+    (equal "fileSystems that stage 1 needs are taken over"
+      (file (eval [
+        diskless
+        {
+          fileSystems."/var/log" = {
+            device = "/dev/disk/by-partlabel/disk-main-log";
+            fsType = "ext4";
+            options = [ "noatime" ];
+          };
+          fileSystems."/srv".device = "/dev/sdb1";
+        }
+      ])).fileSystems
+      {
+        "/var/log" = {
+          device = "/dev/disk/by-partlabel/disk-main-log";
+          fsType = "ext4";
+          options = [ "noatime" ];
+        };
+      }
+    )
+    (refused "systemd stage 1 switched off" [
+      minimal
+      { boot.initrd.systemd.enable = lib.mkForce false; }
+    ] "boot.initrd.systemd.enable")
+    (refused "no key" [
+      minimal
+      (freshroot { trustedPublicKeys = lib.mkForce null; })
+    ] "boot.freshroot.trustedPublicKeys")
+    (refused "no source" [
+      minimal
+      (freshroot { url = lib.mkForce null; })
+    ] "boot.freshroot.url")
+    (refused "cache-first without a cache" [
+      diskless
+      (freshroot { policy.mode = "cache-first"; })
+    ] "boot.freshroot.cache.device")
+    (refused "a root on a disk" [
+      minimal
+      {
+        fileSystems."/" = {
+          fsType = lib.mkForce "ext4";
+          device = lib.mkForce "/dev/sda1";
+        };
+      }
+    ] "boot.freshroot.persist")
+    (refused "a disk at /nix" [
+      minimal
+      {
+        fileSystems."/nix" = {
+          device = "/dev/sda1";
+          fsType = "ext4";
+        };
+      }
+    ] "boot.freshroot.store.rwDevice")
+    (refused "a persistent mount with neither device nor source" [
+      minimal
+      (freshroot { persist."/x" = { }; })
+    ] "either device")
+    (refused "the cache's file system with other options elsewhere" [
+      minimal
+      (freshroot {
+        cache.options = [ "discard" ];
+        persist."/x".device = "/dev/disk/by-partlabel/freshroot-cache";
+      })
+    ] "boot.freshroot.cache.options")
+    (refused "LUKS in standalone mode" [
+      diskless
+      { boot.initrd.luks.devices.x.device = "/dev/sda1"; }
+    ] "boot.freshroot.mode")
+    (refused "ZFS in standalone mode" [
+      diskless
+      {
+        fileSystems."/var" = {
+          device = "tank/var";
+          fsType = "zfs";
+        };
+      }
+    ] "boot.freshroot.mode")
+    (refused "LVM in standalone mode" [
+      diskless
+      (freshroot { cache.device = "/dev/mapper/vg-cache"; })
+    ] "boot.freshroot.mode")
+    (refused "nixos-init in standalone mode" [
+      diskless
+      { system.nixos-init.enable = true; }
+    ] "system.nixos-init.enable")
+    (ill "a duration in words" { policy.wait = "long"; })
+    (ill "a URL without a scheme" { url = lib.mkForce "images.lan"; })
+    (ill "a secret key" {
+      trustedPublicKeys = lib.mkForce [ "x:${lib.concatStrings (lib.genList (_: "A") 88)}" ];
+    })
+    (ill "a device by a bare name" { cache.device = lib.mkForce "sda1"; })
+    (ill "one generation only" { cache.keep = 1; })
+    (ill "megabytes that mean two things" { root.tmpfsSize = "5MB"; })
+  ]
+)

@@ -1,0 +1,111 @@
+# The examples as whole NixOS systems: every option that is set exists there, every assertion holds, and what is built can be instantiated.
+{
+  nixpkgs,
+  # A module for trees that are not whole.
+  extra ? { },
+}:
+let
+  support = import ./support.nix;
+  lib = import (nixpkgs + "/lib");
+  names = map (lib.removeSuffix ".nix") (
+    lib.filter (lib.hasSuffix ".nix") (lib.attrNames (builtins.readDir ../examples))
+  );
+  eval =
+    name: more:
+    (import (nixpkgs + "/nixos/lib/eval-config.nix") {
+      system = null;
+      modules = [
+        (../examples + "/${name}.nix")
+        extra
+      ]
+      ++ more;
+    }).config;
+  derivation = value: value.drvPath or "${value}";
+  outputs = [
+    "image"
+    "initrd"
+    "ipxe"
+    "isoImage"
+    "kernel"
+    "kexecTree"
+    "manifest"
+    "pixiecore"
+    "served"
+  ];
+  evaluates =
+    name: value:
+    support.check name (builtins.tryEval (builtins.deepSeq value true)).success "it does not evaluate";
+  services = config: config.boot.initrd.systemd.units;
+in
+support.lines (
+  lib.concatMap (
+    name:
+    let
+      config = eval name [ ];
+    in
+    [ (evaluates "NixOS: the system of ${name}" config.system.build.toplevel.drvPath) ]
+    ++ lib.optionals (config ? boot.freshroot) (
+      map (
+        output: evaluates "NixOS: ${output} of ${name}" (derivation config.system.build.freshroot.${output})
+      ) outputs
+    )
+  ) names
+  ++ [
+    (
+      let
+        fresh = import ../lib.nix;
+        config = eval "home-staker" [ ];
+        text = (services config)."freshroot.service".text;
+        ours = fresh.unitText (
+          removeAttrs config.boot.initrd.systemd.services.freshroot [ ]
+          // fresh.bootUnit {
+            agent = "${config.boot.freshroot.package}/bin/freshroot";
+            devices = [ "/dev/mapper/vg0-cache" ];
+            mounts = [ "/data" ];
+          }
+        );
+        # NixOS adds an environment, and makes links of RequiredBy.
+        essence =
+          text:
+          lib.sort lib.lessThan (
+            lib.filter (
+              line:
+              line != ""
+              && !(lib.hasPrefix "[" line)
+              && !(lib.hasPrefix "Environment=" line)
+              && !(lib.hasPrefix "RequiredBy=" line)
+            ) (lib.splitString "\n" text)
+          );
+      in
+      support.equal "NixOS: the unit is what lib.nix says" (map (lib.replaceStrings
+        [ "=true" "=false" ]
+        [ "=1" "=0" ]
+      ) (essence text)) (map (lib.replaceStrings [ "=true" "=false" ] [ "=1" "=0" ]) (essence ours))
+    )
+    (evaluates "NixOS: with nixos-init, an etc overlay and no shell"
+      (eval "minimal" [
+        {
+          system.nixos-init.enable = true;
+          system.etc.overlay.enable = true;
+          services.userborn.enable = true;
+          boot.initrd.systemd.shell.enable = false;
+        }
+      ]).system.build.toplevel.drvPath
+    )
+    (
+      let
+        of =
+          name:
+          (eval "minimal" [
+            {
+              networking.hostName = lib.mkForce "minimal";
+              environment.etc.x.text = name;
+            }
+          ]).system.build.freshroot.initrd.drvPath;
+      in
+      support.equal "NixOS: the initrd is the same for another generation with the same kernel" (of "a") (
+        of "b"
+      )
+    )
+  ]
+)
