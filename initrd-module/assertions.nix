@@ -20,6 +20,12 @@ in
   config = lib.mkIf cfg.enable {
     assertions = [
       {
+        assertion = lib.elem cfg.mode cfg.internal.modes;
+        message = ''boot.freshroot.mode is "${cfg.mode}", which the agent of boot.freshroot.package cannot be yet: set it to ${
+          lib.concatMapStringsSep " or " (mode: "\"${mode}\"") cfg.internal.modes
+        }.'';
+      }
+      {
         assertion = cfg.mode == "systemd" -> config.boot.initrd.systemd.enable;
         message = ''boot.freshroot.mode is "systemd", and boot.initrd.systemd.enable is false: set it to true, or boot.freshroot.mode to "standalone".'';
       }

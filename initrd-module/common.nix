@@ -22,6 +22,12 @@ in
       ];
 
       internal = {
+        modes = lib.mkDefault (
+          cfg.package.modes or [
+            "standalone"
+            "systemd"
+          ]
+        );
         https = lib.any (lib.hasPrefix "https://") urls;
         inherit persist;
         # In the order in which they are mounted: NixOS has sorted them.

@@ -42,6 +42,9 @@ rustPlatform.buildRustPackage {
   ];
   buildInputs = lib.optional publish squashfs-tools-ng;
 
+  # What this version of the agent can be: the module refuses the others by name.
+  passthru.modes = [ "standalone" ];
+
   # They mount, open sockets and want root: vm-tests/run has them.
   doCheck = false;
 
@@ -55,7 +58,6 @@ rustPlatform.buildRustPackage {
         "Publishes images of Nix stores for freshroot"
       else
         "Boots a NixOS system from a locally cached, verified image of its Nix store";
-    homepage = manifest.workspace.package.repository;
     license = [
       lib.licenses.mit
       lib.licenses.asl20

@@ -168,6 +168,10 @@ support.lines (
       minimal
       { boot.initrd.systemd.enable = lib.mkForce false; }
     ] "boot.initrd.systemd.enable")
+    (refused "a mode that the agent does not have" [
+      minimal
+      (freshroot { internal.modes = [ "standalone" ]; })
+    ] "boot.freshroot.mode")
     (refused "no key" [
       minimal
       (freshroot { trustedPublicKeys = lib.mkForce null; })

@@ -16,6 +16,13 @@ let
       system = null;
       modules = [
         (../examples + "/${name}.nix")
+        # As if the agent had every mode: what is looked at is the module.
+        (lib.optionalAttrs (lib.hasInfix "freshroot = {" (builtins.readFile (../examples + "/${name}.nix"))) {
+          boot.freshroot.internal.modes = [
+            "standalone"
+            "systemd"
+          ];
+        })
         extra
       ]
       ++ more;

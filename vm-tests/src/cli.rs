@@ -12,7 +12,7 @@ Boots freshroot in QEMU.
 
   vm-tests/run demo [--level N]     two generations of a real system: cold, warm, updated, and after a power cut
   vm-tests/run test [options]       all tests, from unit tables to boots
-      --layer NAME                  only this layer: lint, unit, properties, golden, http, kills, mounts, boots; may be repeated
+      --layer NAME                  only this layer: lint, unit, properties, golden, http, kills, mounts, module, boots; may be repeated
       --filter TEXT                 only tests whose name contains TEXT
       --nightly                     also what takes long
       --seed N                      seed of the property tests

@@ -23,13 +23,15 @@ pub enum Layer {
     Kills,
     /// Real mounts in a private namespace.
     Mounts,
+    /// The NixOS module: parsed and evaluated.
+    Module,
     /// Virtual machines.
     Boots,
 }
 
 impl Layer {
     /// In the order in which they run.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Lint,
         Self::Unit,
         Self::Properties,
@@ -37,6 +39,7 @@ impl Layer {
         Self::Http,
         Self::Kills,
         Self::Mounts,
+        Self::Module,
         Self::Boots,
     ];
 
@@ -55,6 +58,7 @@ impl Layer {
             Self::Http => "http",
             Self::Kills => "kills",
             Self::Mounts => "mounts",
+            Self::Module => "module",
             Self::Boots => "boots",
         }
     }
@@ -64,7 +68,7 @@ impl Layer {
     fn of_program(stem: &str) -> Self {
         let first = stem.split('_').next().unwrap_or(stem);
         match Self::by_name(first) {
-            Some(layer) if !matches!(layer, Self::Boots | Self::Lint) => layer,
+            Some(layer) if !matches!(layer, Self::Boots | Self::Lint | Self::Module) => layer,
             Some(_) | None => Self::Unit,
         }
     }
@@ -73,7 +77,9 @@ impl Layer {
     pub fn cargo_arguments(self, programs: &[String]) -> Option<Vec<String>> {
         let mut arguments: Vec<String> = match self {
             Self::Unit => ["--workspace", "--lib", "--bins"].map(str::to_owned).into(),
-            Self::Lint | Self::Properties | Self::Golden | Self::Http | Self::Kills | Self::Mounts | Self::Boots => Vec::new(),
+            Self::Lint | Self::Properties | Self::Golden | Self::Http | Self::Kills | Self::Mounts | Self::Module | Self::Boots => {
+                Vec::new()
+            }
         };
         for program in programs.iter().filter(|stem| Self::of_program(stem) == self) {
             arguments.extend(["--test".to_owned(), program.clone()]);

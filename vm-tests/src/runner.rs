@@ -17,6 +17,8 @@ use crate::workspace::Workspace;
 
 /// Compiling everything with the publishing side from nothing, and running it.
 const CARGO_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// Evaluating a whole NixOS takes minutes, where a tree of it is given.
+const MODULE_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Cases of a property test in the nightly layer; proptest's own number is 256.
 const NIGHTLY_CASES: &str = "20000";
 /// What two machines and the page cache of their disks want, in KiB.
@@ -72,6 +74,7 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<bool> {
         let result = match layer {
             Layer::Boots => boots(workspace, options),
             Layer::Lint => lint(workspace, options),
+            Layer::Module => module(workspace, options),
             Layer::Unit | Layer::Properties | Layer::Golden | Layer::Http | Layer::Kills | Layer::Mounts => {
                 match layer.cargo_arguments(&programs) {
                     Some(arguments) if layer == Layer::Mounts => mounts(workspace, &arguments, options),
@@ -178,6 +181,36 @@ fn lint(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
         }
     }
     Ok(counts)
+}
+
+/// The NixOS module, by its own script; what it could not look at here, and why, stands in its output.
+fn module(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
+    if options.filter.is_some() {
+        return Ok(Counts::default());
+    }
+    let output = Tool::new("initrd-module/tests/run", MODULE_LIMIT)
+        .current_dir(workspace.root())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    eprint!("{text}");
+    let counts = text.lines().last().map(parse_closing).unwrap_or_default();
+    if !output.status.success() && counts.failed == 0 {
+        anyhow::bail!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(counts)
+}
+
+/// `N passed, N failed, N skipped`.
+fn parse_closing(line: &str) -> Counts {
+    let count = |word: &str| {
+        let found = line.split(',').find_map(|part| part.trim().strip_suffix(word));
+        found.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+    };
+    Counts {
+        passed: count("passed"),
+        failed: count("failed"),
+        skipped: count("skipped"),
+    }
 }
 
 /// The mounts of this machine's kernel. One that has no vfat cannot run that test: it is said and counted as skipped, and left to the boots.
