@@ -156,20 +156,19 @@ fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mu
         report.warn(oddity);
     }
     let cache = find_cache(settings, &mut disks, report);
-    let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report)
-        .map_err(|error| Failure::new(error, "check the cache disk with its file system's fsck"))?;
+    let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report);
     let outcome = until_prepared(settings, &wanted, &entries, &mut disks, &mut acquire, report);
     let prepared = match outcome {
         Ok(prepared) => prepared,
         Err(failure) => {
-            if let Err(error) = acquire.close() {
+            if let Err(error) = acquire.close(false) {
                 log::warn!("{error:#}");
             }
             return Err(failure);
         }
     };
-    if let Err(error) = acquire.close() {
-        report.warn(format!("{error:#}"));
+    if let Err(error) = acquire.close(true) {
+        log::warn!("{error:#}");
     }
     for (path, value) in restored {
         if let Err(error) = fs::write(path, value) {
@@ -210,7 +209,9 @@ fn until_prepared(
         match error {
             Unbuilt::Image(error) => {
                 report.warn(format!("{error:#}"));
-                acquire.reject(acquired.known.authorised.digest(), &format!("{error:#}"));
+                // What is tried next says so itself.
+                (report.system, report.source) = (None, None);
+                acquire.reject(acquired, &format!("{error:#}"));
             }
             Unbuilt::Machine(failure) => return Err(failure),
         }
