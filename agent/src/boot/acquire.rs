@@ -456,9 +456,16 @@ impl<'a> Acquire<'a> {
                 let known: Vec<&Known> = self.entries.iter().map(|entry| &entry.known).collect();
                 let protected: Vec<Digest> = bootable.first().copied().into_iter().chain([digest]).collect();
                 let keep = (self.settings.cache.keep as usize).saturating_sub(1);
-                make_room(cache, &known, &image, &protected, keep)
-                    .map_err(|error| report.warn(format!("{error:#}")))
-                    .is_ok()
+                let made = make_room(cache, &known, &image, &protected, keep).or_else(|error| {
+                    // With nothing that boots, a machine that runs is worth more than generations for another kernel.
+                    if bootable.is_empty() && keep > 0 {
+                        log::warn!("{error:#}; nothing else boots, so that fewer generations are kept");
+                        make_room(cache, &known, &image, &protected, 0)
+                    } else {
+                        Err(error)
+                    }
+                });
+                made.map_err(|error| report.warn(format!("{error:#}"))).is_ok()
             }
             None => false,
         };

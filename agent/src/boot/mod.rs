@@ -72,17 +72,17 @@ pub fn boot() -> ! {
     let mut failures = 0;
     loop {
         let mut report = Report::new(&fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
-        let failure = match &settings {
+        let Failed { failure, stage_1_is_left } = match &settings {
             Ok(settings) => {
                 log::set_max_level(settings.log);
                 match attempt(settings, &restored, &mut report) {
                     Ok(never) => match never {},
-                    Err(failure) => failure,
+                    Err(failed) => failed,
                 }
             }
-            Err(failure) => failure.clone(),
+            Err(failure) => failure.clone().into(),
         };
-        let again = settings.is_ok() && failures < policy.retries;
+        let again = settings.is_ok() && failures < policy.retries && stage_1_is_left;
         let cache = settings
             .as_ref()
             .ok()
@@ -90,6 +90,22 @@ pub fn boot() -> ! {
             .filter(|folder| folder.exists());
         give_up(root, &policy, failures, again, failure, report, cache.as_deref());
         failures += 1;
+    }
+}
+
+/// A way to the hand-over that did not get there.
+struct Failed {
+    failure: Failure,
+    /// Whether there is anything to try again from: once the root has moved, the initramfs is gone.
+    stage_1_is_left: bool,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            stage_1_is_left: true,
+        }
     }
 }
 
@@ -109,10 +125,10 @@ fn give_up(root: &Path, policy: &OnFailure, failures: u32, again: bool, failure:
         log::warn!("the report is not kept: {error:#}");
     }
     // Clean for the next mount, whoever makes it.
-    if cache.is_some()
-        && let Err(error) = rustix::mount::unmount(CACHE, rustix::mount::UnmountFlags::empty())
-    {
-        log::warn!("{CACHE} stays mounted: {error}");
+    match rustix::mount::unmount(CACHE, rustix::mount::UnmountFlags::empty()) {
+        // Nothing is mounted there, or there is no such folder.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => log::warn!("{CACHE} stays mounted: {error}"),
     }
     if again {
         failure::pause(root, pause, "the next try");
@@ -125,7 +141,7 @@ fn give_up(root: &Path, policy: &OnFailure, failures: u32, again: bool, failure:
 }
 
 /// One way from the top to the hand-over.
-fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mut Report) -> Result<Infallible, Failure> {
+fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mut Report) -> Result<Infallible, Failed> {
     for warning in &settings.warnings {
         report.warn(warning.clone());
     }
@@ -158,13 +174,13 @@ fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mu
     let cache = find_cache(settings, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report);
     let outcome = until_prepared(settings, &wanted, &entries, &mut disks, &mut acquire, report);
-    let prepared = match outcome {
+    let (prepared, mut log) = match outcome {
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Err(error) = acquire.close(false) {
                 log::warn!("{error:#}");
             }
-            return Err(failure);
+            return Err(failure.into());
         }
     };
     if let Err(error) = acquire.close(true) {
@@ -177,7 +193,17 @@ fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mu
     }
     match switch_root(prepared) {
         Ok(never) => match never {},
-        Err(error) => Err(Failure::new(error, "report it: the hand-over itself failed")),
+        Err(error) => {
+            // In charge again, and as before: a panic has a time, and the next try finds nothing mounted.
+            arm_panic();
+            if error.old_root_is_left {
+                log.undo();
+            }
+            Err(Failed {
+                stage_1_is_left: error.old_root_is_left,
+                failure: Failure::new(error, "report it: the hand-over itself failed"),
+            })
+        }
     }
 }
 
@@ -189,7 +215,7 @@ fn until_prepared(
     disks: &mut Disks,
     acquire: &mut Acquire<'_>,
     report: &mut Report,
-) -> Result<Prepared, Failure> {
+) -> Result<(Prepared, MountLog), Failure> {
     loop {
         let acquired = acquire.next(report)?;
         let mut log = MountLog::new();
@@ -199,13 +225,13 @@ fn until_prepared(
                 if let Err(error) = keep_report(report, acquire.disk().map(Cache::folder)) {
                     log::warn!("the report is not kept: {error:#}");
                 }
-                return Ok(prepared);
+                return Ok((prepared, log));
             }
             Err(error) => error,
         };
-        for left in log.undo() {
-            log::warn!("taking the new root down again: {left:#}");
-        }
+        log::info!("taking the new root down again");
+        // What stays is said as it is met.
+        log.undo();
         match error {
             Unbuilt::Image(error) => {
                 report.warn(format!("{error:#}"));
