@@ -290,7 +290,13 @@ fn build(
         .step("mount store", |_| {
             system::mount_store(sysroot, settings, &acquired.image, &system.toplevel, disks, log)
         })
-        .map_err(Unbuilt::Image)?;
+        .map_err(|error| match error {
+            system::StoreError::Image(error) => Unbuilt::Image(error),
+            system::StoreError::Machine(error) => Unbuilt::Machine(Failure::new(
+                error,
+                "check store.rwDevice, the memory, and that the initrd holds the modules of this kernel (overlay)",
+            )),
+        })?;
     let toplevel = report
         .step("check system", |_| toplevel::check(sysroot, Path::new(system.toplevel.as_str())))
         .map_err(|error| Unbuilt::Image(error.into()))?;
