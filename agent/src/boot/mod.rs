@@ -111,7 +111,7 @@ impl From<Failure> for Failed {
 
 /// Says why, keeps the report, waits, and ends the machine unless it is tried again.
 fn give_up(root: &Path, policy: &OnFailure, failures: u32, again: bool, failure: Failure, mut report: Report, cache: Option<&Path>) {
-    let earlier = cache.map_or(0, reports::failures_in_a_row);
+    let earlier = cache.map_or(0, |cache| reports::failures_in_a_row(cache, &report.boot_id));
     let pause = failure::back_off(policy, failures.saturating_add(earlier));
     let next = if again {
         format!("the boot is tried again in {} s (onFailure.retries)", pause.as_secs())

@@ -33,7 +33,9 @@ pub fn run_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], li
     let deadline = Instant::now() + limit;
     let (reader, writer) = std::io::pipe().context("making a pipe")?;
     let mut child = std::thread::scope(|scope| {
-        let spawned = scope.spawn(|| spawn_in_root(root, program, env, writer));
+        let spawned = std::thread::Builder::new()
+            .spawn_scoped(scope, || spawn_in_root(root, program, env, writer))
+            .context("starting a thread")?;
         spawned
             .join()
             .map_err(|_| anyhow!("the thread that starts {} panicked", program.display()))?
