@@ -45,6 +45,10 @@ pub fn run_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], li
     let status = wait(&mut child, OwnedFd::from(reader), deadline, &mut output);
     output.finish();
     let tail = output.tail();
+    if status.is_err() {
+        // It must not go on in a root that is taken down.
+        kill(&mut child).with_context(|| format!("killing {}", program.display()))?;
+    }
     match status.with_context(|| format!("waiting for {}", program.display()))? {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(anyhow!("{} {}{tail}", program.display(), ended(status))),
