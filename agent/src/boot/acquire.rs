@@ -450,7 +450,15 @@ impl<'a> Acquire<'a> {
         let network_limit = patience
             .deadline
             .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);
-        self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
+        let source = Source {
+            client: self.online.client(network_limit, report).map_err(anyhow::Error::msg)?,
+            mirrors: &self.settings.urls,
+        };
+        // Before anything is removed for it: a server without the image is mostly one without its index.
+        let index = match self.disk.as_ref().and_then(|cache| cache.chunk_index(&image)) {
+            Some(_) => None,
+            None => Some(fetch_index(&source, &image, patience).map_err(|error: FetchError| anyhow::anyhow!("{error}"))?),
+        };
         let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
             Some(cache) => {
                 let known: Vec<&Known> = self.entries.iter().map(|entry| &entry.known).collect();
@@ -481,6 +489,9 @@ impl<'a> Acquire<'a> {
             self.ram.as_ref().map(|store| &store.cache)
         }
         .context("there is nowhere to keep the image")?;
+        if let Some((_, bytes)) = index {
+            cache.commit_chunk_index(image.sha256, &bytes)?;
+        }
         let client = self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
         let source = Source {
             client,
