@@ -23,7 +23,7 @@ const PREFIX: &str = "freshroot: ";
 pub fn init(root: &Path, level: LevelFilter) {
     // Ten records in five seconds are the limit otherwise, and the rest is lost.
     if let Err(error) = fs::write(root.join("proc/sys/kernel/printk_devkmsg"), "on\n") {
-        eprintln!("{PREFIX}the kernel log may drop messages: {error}");
+        tell_stderr(&format!("the kernel log may drop messages: {error}"));
     }
     let sink = Sink {
         root: root.to_owned(),
@@ -42,7 +42,7 @@ pub fn init(root: &Path, level: LevelFilter) {
             writeln!(line, "<{}>{PREFIX}{prefix}{}", priority(record.level()), record.args())
         });
     if builder.target(env_logger::Target::Pipe(Box::new(sink))).try_init().is_err() {
-        eprintln!("{PREFIX}the log was set up before");
+        tell_stderr("the log was set up before");
     }
     log::set_max_level(level);
 }
@@ -54,7 +54,15 @@ pub fn init_stderr(level: LevelFilter) {
         .filter_level(level)
         .format(|line, record| writeln!(line, "{PREFIX}{}: {}", record.level().as_str().to_lowercase(), record.args()));
     if builder.try_init().is_err() {
-        eprintln!("{PREFIX}the log was set up before");
+        tell_stderr("the log was set up before");
+    }
+}
+
+/// Where there is no log: unlike `eprintln!` this does not panic where there is no console either.
+fn tell_stderr(text: &str) {
+    match writeln!(io::stderr(), "{PREFIX}{text}") {
+        // Then there is nobody to tell.
+        Ok(()) | Err(_) => {}
     }
 }
 
@@ -78,7 +86,8 @@ pub fn announce(root: &Path, text: &str) {
     }
 }
 
-/// The devices of `/proc/consoles` that exist.
+/// The devices of `/proc/consoles` that exist. The first is `/dev/console`: the kernel puts the one that it prefers, the last `console=` of the
+/// command line, at the head (kernel/printk/printk.c, `register_console`).
 pub fn consoles(root: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(root.join("proc/consoles")).unwrap_or_default();
     let names: Vec<PathBuf> = parse_consoles(&text)
@@ -102,6 +111,7 @@ fn write_console(path: &Path, text: &[u8]) -> io::Result<()> {
         .collect::<Vec<u8>>();
     while !rest.is_empty() {
         match console.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(length) => rest = rest.get(length..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(&console)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -23,6 +23,10 @@ const SHELLS: &[&str] = &["/bin/bash", "/bin/sh", "/bin/ash", "/bin/busybox"];
 const COUNTDOWN: Duration = Duration::from_secs(10);
 /// Between two looks at a shell that was started.
 const SHELL_LOOK: Duration = Duration::from_millis(500);
+/// A shell that fails sooner never was one: its interpreter is missing, or its terminal refuses.
+const SHELL_START: Duration = Duration::from_secs(2);
+/// A disk that does not answer for so long will not take what is left either.
+const SYNC_LIMIT: Duration = Duration::from_secs(60);
 
 /// The pause before the `failures`-th reaction (from 0): it doubles, up to a limit.
 pub fn back_off(settings: &OnFailure, failures: u32) -> Duration {
@@ -76,9 +80,18 @@ pub fn act(root: &Path, settings: &OnFailure, pause: Duration) -> anyhow::Error 
     }
 }
 
-/// Makes everything last, then asks the kernel.
+/// Makes everything last, as far as the disks answer, then asks the kernel.
 fn end(command: RebootCommand) -> anyhow::Error {
-    rustix::fs::sync();
+    let (tell, ended) = std::sync::mpsc::channel();
+    let syncing = std::thread::Builder::new().spawn(move || {
+        rustix::fs::sync();
+        // Nobody listens any more once the limit is over.
+        tell.send(()).is_ok()
+    });
+    // The one thread that nobody joins: it may hang in the kernel, and the machine ends here.
+    if syncing.is_err() || ended.recv_timeout(SYNC_LIMIT).is_err() {
+        log::error!("not all disks are synchronised: the machine ends without that");
+    }
     match rustix::system::reboot(command) {
         Ok(()) => anyhow::anyhow!("the kernel neither rebooted nor powered off"),
         Err(error) => anyhow::Error::new(error).context("asking the kernel to reboot or to power off"),
@@ -101,7 +114,7 @@ fn count_down(root: &Path, pause: Duration, what: &str) {
     }
 }
 
-/// A shell on the last console, which is `/dev/console`; ended after `limit` without a key.
+/// A shell on the first console, which is `/dev/console`; ended after `limit` without a key.
 fn shell(root: &Path, limit: Duration) -> Result<()> {
     let program = SHELLS
         .iter()
@@ -110,7 +123,7 @@ fn shell(root: &Path, limit: Duration) -> Result<()> {
     let Some(program) = program else {
         bail!("the initrd holds none of {}", SHELLS.join(", "));
     };
-    let console = crate::console::consoles(root).pop().context("there is no console")?;
+    let console = crate::console::consoles(root).into_iter().next().context("there is no console")?;
     let own = std::env::current_exe().context("finding this program")?;
     let mut child = Command::new(own)
         .arg("tty-exec")
@@ -129,8 +142,14 @@ fn shell(root: &Path, limit: Duration) -> Result<()> {
 /// coarse (drivers/tty/tty_io.c, `tty_update_time`).
 fn watch(child: &mut Child, console: &Path, limit: Duration) -> Result<()> {
     let touched = || fs::metadata(console).map(|metadata| metadata.atime()).unwrap_or_default();
-    let (mut last, mut since) = (touched(), Instant::now());
-    while child.try_wait().context("waiting for the shell")?.is_none() {
+    let started = Instant::now();
+    let (mut last, mut since) = (touched(), started);
+    loop {
+        match child.try_wait().context("waiting for the shell")? {
+            Some(status) if !status.success() && started.elapsed() < SHELL_START => bail!("it ended at once ({status})"),
+            Some(_) => return Ok(()),
+            None => {}
+        }
         let now = touched();
         if now != last {
             (last, since) = (now, Instant::now());
@@ -141,7 +160,6 @@ fn watch(child: &mut Child, console: &Path, limit: Duration) -> Result<()> {
         }
         std::thread::park_timeout(SHELL_LOOK);
     }
-    Ok(())
 }
 
 /// Becomes `program` on the terminal `tty`, as leader of a session that owns it. The body of the hidden command `tty-exec`.
@@ -169,6 +187,7 @@ pub fn tty_exec(tty: &Path, program: &Path) -> Result<std::convert::Infallible> 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn settings(action: FailureAction) -> OnFailure {
@@ -179,6 +198,14 @@ mod tests {
             shell_timeout: Duration::from_secs(600),
             retries: 0,
         }
+    }
+
+    #[test]
+    fn a_shell_that_cannot_start_is_an_error_so_that_a_pause_follows() {
+        let limit = Duration::from_secs(60);
+        let watched = |program: &str| watch(&mut Command::new(program).spawn().unwrap(), Path::new("/dev/null"), limit);
+        assert!(watched("false").unwrap_err().to_string().contains("ended at once"));
+        assert!(watched("true").is_ok());
     }
 
     #[test]

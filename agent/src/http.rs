@@ -103,12 +103,12 @@ impl Read for Body {
 }
 
 impl Client {
-    /// A client for these URLs: authorities are read only if one of them is https.
+    /// A client for these URLs: authorities are needed only if one of them is https.
     ///
     /// # Errors
     /// If https is used and no authorities are there.
     pub fn new(urls: &[String], ca_file: Option<&Path>, limits: Limits) -> Result<Self> {
-        let mut config = ureq::Agent::config_builder()
+        let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(REDIRECTS)
             .max_response_header_size(HEADER_LIMIT)
@@ -121,14 +121,20 @@ impl Client {
             .timeout_recv_response(Some(limits.stall))
             .timeout_per_read(Some(limits.stall))
             .timeout_per_write(Some(limits.stall));
-        if urls.iter().any(|url| is_https(url)) {
-            let roots = RootCerts::new_with_certs(&authorities(ca_file)?);
-            let tls = TlsConfig::builder()
-                .provider(TlsProvider::Rustls)
-                .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .root_certs(roots);
-            config = config.tls_config(tls.build());
-        }
+        // In any case: a plain server can redirect to https, and ureq panics on that without a provider and authorities.
+        let certificates = match authorities(ca_file) {
+            Ok(certificates) => certificates,
+            Err(error) if urls.iter().any(|url| is_https(url)) => return Err(error),
+            Err(error) => {
+                log::debug!("a redirect to https would not be believed: {error:#}");
+                Vec::new()
+            }
+        };
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::new_with_certs(&certificates));
+        let config = config.tls_config(tls.build());
         Ok(Self {
             agent: config.build().new_agent(),
             requests: AtomicU64::new(0),

@@ -134,7 +134,10 @@ pub fn bad_chunks(file: &File, index: &ChunkIndex, numbers: &[u32], progress: &(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(work);
+            if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, work) {
+                log::warn!("verifying takes longer: starting a thread: {error}");
+                break;
+            }
         }
         work();
     });

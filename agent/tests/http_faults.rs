@@ -675,6 +675,21 @@ fn row_15_redirects_without_an_end_and_to_other_schemes_are_refused_at_once() {
 }
 
 #[test]
+fn row_15_a_plain_server_that_redirects_to_https_is_an_error_and_no_panic() {
+    // It takes connections and says nothing: what matters is what the client does before the handshake.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = format!("https://{}/", silent.local_addr().unwrap());
+    let bench = Bench::new(move |_, _| Reply::new(302, b"").header("Location", &place));
+    let url = format!("{}/x", bench.mirrors[0]);
+    let request = Request {
+        url: &url,
+        total: Some(STALL),
+        ..Request::default()
+    };
+    assert!(matches!(bench.client.get_bytes(&request, 100), Err(HttpError::Retryable(..))));
+}
+
+#[test]
 fn row_16_each_status_has_its_class_and_its_words() {
     for (status, again) in [
         (400, false),

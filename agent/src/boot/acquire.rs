@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::fetch::answer::{Asked, Earlier, Valid, ask};
 use crate::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
 use crate::fetch::{Progress, Source};
+use crate::formats::authorised::Authority;
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::generation::Generation;
 use crate::formats::manifest::Image;
@@ -36,6 +37,8 @@ struct Entry {
     failed: Option<String>,
     ready: Option<BootImage>,
     fetched: Option<report::Source>,
+    /// Its image was taken by its size and turned out to be of no use: its size is not believed again.
+    doubted: bool,
 }
 
 /// What is ready to be booted.
@@ -58,25 +61,31 @@ pub struct Acquire<'a> {
     ram: Option<ram::RamStore>,
     entries: Vec<Entry>,
     answer: Answer,
+    /// The answer was waited for only as long as there was something else to boot.
+    hurried: bool,
     online: Online<'a>,
 }
 
 impl<'a> Acquire<'a> {
-    /// Observes what is cached.
-    ///
-    /// # Errors
-    /// If the cache cannot be read.
+    /// Observes what is cached. A cache that cannot be read is none: what the servers have can still be booted.
     pub fn new(
         root: &'a Path,
         settings: &'a Settings,
         wanted: &'a Wanted,
         kernel: RunningKernel,
-        disk: Option<Cache>,
+        mut disk: Option<Cache>,
         report: &mut Report,
-    ) -> Result<Self> {
+    ) -> Self {
         let mut entries = Vec::new();
-        if let Some(cache) = &disk {
-            let (known, left_out) = cache.generations(&wanted.trust)?;
+        let found = disk.as_ref().map(|cache| cache.generations(&wanted.trust)).transpose();
+        let found = found.unwrap_or_else(|error| {
+            report.warn(format!(
+                "the cache is not used, check its disk with its file system's fsck: {error:#}"
+            ));
+            disk = None;
+            None
+        });
+        if let (Some(cache), Some((known, left_out))) = (&disk, found) {
             for sentence in left_out {
                 report.warn(sentence);
             }
@@ -93,11 +102,12 @@ impl<'a> Acquire<'a> {
                     failed: None,
                     ready: None,
                     fetched: None,
+                    doubted: false,
                 });
             }
         }
         let online = Online::new(settings);
-        Ok(Self {
+        Self {
             root,
             settings,
             wanted,
@@ -106,8 +116,9 @@ impl<'a> Acquire<'a> {
             ram: None,
             entries,
             answer: Answer::NotAsked,
+            hurried: false,
             online,
-        })
+        }
     }
 
     /// Decides and acts until an image is ready.
@@ -151,19 +162,29 @@ impl<'a> Acquire<'a> {
         }
     }
 
-    /// This generation turned out not to run here: the next decision leaves it out.
-    pub fn reject(&mut self, digest: Digest, why: &str) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) {
-            entry.unfit = Some(why.to_owned());
+    /// This generation turned out not to run here: the next decision leaves it out. If its image was taken by its size alone, it is verified
+    /// first: then it is the image that may be damaged, and can be had anew.
+    pub fn reject(&mut self, acquired: Acquired, why: &str) {
+        let digest = acquired.known.authorised.digest();
+        let Some(entry) = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) else {
+            return;
+        };
+        match acquired.image {
+            BootImage::Unverified(_) => {
+                entry.image = ImageState::Unchecked;
+                entry.doubted = true;
+            }
+            BootImage::Verified(_) => entry.unfit = Some(why.to_owned()),
         }
     }
 
-    /// Ends what was begun: the network is taken down, and the cache may be used by others.
+    /// Ends what was begun: the network is taken down, and the cache may be used by others. An image in RAM stays if it was `booted`, and is
+    /// given up otherwise, so that the next try finds the memory free.
     ///
     /// # Errors
     /// If the network could not be taken down as it came up.
-    pub fn close(self) -> Result<()> {
-        if let Some(store) = self.ram {
+    pub fn close(self, booted: bool) -> Result<()> {
+        if let Some(store) = self.ram.filter(|_| booted) {
             store.keep();
         }
         self.online.close()
@@ -250,6 +271,11 @@ impl<'a> Acquire<'a> {
                 } else {
                     entry.failed = Some(why);
                 }
+                // Nobody answered within the time for which there was something to boot: without that, there is more time.
+                if self.hurried && matches!(self.answer, Answer::Failed(_)) && self.bootable().is_empty() {
+                    log::info!("nothing is left to boot: the servers are asked once more, for longer");
+                    self.answer = Answer::NotAsked;
+                }
             }
         }
     }
@@ -257,17 +283,17 @@ impl<'a> Acquire<'a> {
     fn ask(&mut self, report: &mut Report) -> Result<Digest, String> {
         let question = self.wanted.question().ok_or("nothing names what to ask for")?;
         let policy = &self.settings.policy;
-        let limit = if self.bootable().is_empty() {
-            policy.fetch_wait
-        } else {
-            policy.wait
-        };
+        self.hurried = !self.bootable().is_empty();
+        let limit = if self.hurried { policy.wait } else { policy.fetch_wait };
         log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
         let deadline = Instant::now() + limit;
-        let earlier = self.earlier(&question.path());
         let known: Vec<_> = self.entries.iter().map(|entry| entry.known.authorised.clone()).collect();
         let known: Vec<_> = known.iter().collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        // What would be refused as an answer is no answer by way of «not modified» either.
+        let earlier = self
+            .earlier(&question.path())
+            .filter(|(_, digest)| known.iter().any(|one| one.digest() == *digest && accept(one, &known, now).is_ok()));
         let client = self.online.client(deadline, report)?;
         let source = Source {
             client,
@@ -332,6 +358,8 @@ impl<'a> Acquire<'a> {
             authorised: valid.authorised,
         };
         match self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) {
+            // The proof that is kept stays the stronger one: an answer to a pin, or an old one, would lower the floor, or authorise nothing later.
+            Some(entry) if !supersedes(&known, &entry.known) => {}
             Some(entry) => {
                 entry.known = known;
                 if let (Some(cache), ImageState::Unchecked | ImageState::Verified) =
@@ -356,6 +384,7 @@ impl<'a> Acquire<'a> {
                     failed: None,
                     ready: None,
                     fetched: None,
+                    doubted: false,
                 });
             }
         }
@@ -367,7 +396,7 @@ impl<'a> Acquire<'a> {
         let image = &entry.known.authorised.manifest().image;
         let cache = self.holder(image).context("no cache holds the image")?;
         let file = cache.open_image(image.sha256)?;
-        if self.settings.verify == Verify::Size {
+        if self.settings.verify == Verify::Size && !entry.doubted {
             log::warn!("the image is NOT verified (verify = size)");
             return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
         }
@@ -392,9 +421,13 @@ impl<'a> Acquire<'a> {
                 verified_by_digest(file, image.size, found, image.sha256)
             }
         })?;
-        // The generation may be missing beside an image that a power cut left behind.
-        if cache.writable() {
-            cache.commit_generation(&entry.known.generation)?;
+        // The generation may be missing beside an image that a power cut left behind. A disk that is full or failing is no reason against a
+        // good image.
+        if cache.writable()
+            && !cache.has_generation(digest)
+            && let Err(error) = cache.commit_generation(&entry.known.generation)
+        {
+            log::warn!("the generation is not kept, the image boots all the same: {error:#}");
         }
         Ok(BootImage::Verified(verified))
     }
@@ -417,15 +450,30 @@ impl<'a> Acquire<'a> {
         let network_limit = patience
             .deadline
             .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);
-        self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
+        let source = Source {
+            client: self.online.client(network_limit, report).map_err(anyhow::Error::msg)?,
+            mirrors: &self.settings.urls,
+        };
+        // Before anything is removed for it: a server without the image is mostly one without its index.
+        let index = match self.disk.as_ref().and_then(|cache| cache.chunk_index(&image)) {
+            Some(_) => None,
+            None => Some(fetch_index(&source, &image, patience).map_err(|error: FetchError| anyhow::anyhow!("{error}"))?),
+        };
         let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
             Some(cache) => {
                 let known: Vec<&Known> = self.entries.iter().map(|entry| &entry.known).collect();
                 let protected: Vec<Digest> = bootable.first().copied().into_iter().chain([digest]).collect();
                 let keep = (self.settings.cache.keep as usize).saturating_sub(1);
-                make_room(cache, &known, &image, &protected, keep)
-                    .map_err(|error| report.warn(format!("{error:#}")))
-                    .is_ok()
+                let made = make_room(cache, &known, &image, &protected, keep).or_else(|error| {
+                    // With nothing that boots, a machine that runs is worth more than generations for another kernel.
+                    if bootable.is_empty() && keep > 0 {
+                        log::warn!("{error:#}; nothing else boots, so that fewer generations are kept");
+                        make_room(cache, &known, &image, &protected, 0)
+                    } else {
+                        Err(error)
+                    }
+                });
+                made.map_err(|error| report.warn(format!("{error:#}"))).is_ok()
             }
             None => false,
         };
@@ -441,6 +489,9 @@ impl<'a> Acquire<'a> {
             self.ram.as_ref().map(|store| &store.cache)
         }
         .context("there is nowhere to keep the image")?;
+        if let Some((_, bytes)) = index {
+            cache.commit_chunk_index(image.sha256, &bytes)?;
+        }
         let client = self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
         let source = Source {
             client,
@@ -454,8 +505,23 @@ impl<'a> Acquire<'a> {
             patience,
         }
         .run(report)?;
-        cache.commit_generation(&generation)?;
+        if let Err(error) = cache.commit_generation(&generation) {
+            report.warn(format!("the generation is not kept, its image boots all the same: {error:#}"));
+        }
         Ok((image, if on_disk { report::Source::Network } else { report::Source::Ram }))
+    }
+}
+
+/// Whether a new answer for a manifest that is known is to take the place of the old one.
+fn supersedes(new: &Known, old: &Known) -> bool {
+    let unsigned = |known: &Known| *known.authorised.authority() == Authority::Unsigned;
+    if unsigned(new) && !unsigned(old) {
+        return false;
+    }
+    match (new.authorised.release(), old.authorised.release()) {
+        (Some(new), Some(old)) => new.channel != old.channel || new.serial >= old.serial,
+        (Some(_) | None, None) => true,
+        (None, Some(_)) => false,
     }
 }
 
@@ -540,7 +606,14 @@ pub fn cache_folder(mounted: &Path, settings: &Settings) -> PathBuf {
 pub fn open_cache(folder: &Path) -> Result<Cache> {
     /// At boot nobody else should be there at all.
     const LOCK_WAIT: Duration = Duration::from_secs(5);
-    let cache = Cache::open(folder, Instant::now() + LOCK_WAIT)?;
+    let cache = match Cache::open(folder, Instant::now() + LOCK_WAIT) {
+        // What cannot be written, locked or tidied up can be read: a full disk must not make a good image useless.
+        Err(error) if folder.join("generations").is_dir() => {
+            log::warn!("{error:#}");
+            Cache::for_reading(folder)
+        }
+        other => other?,
+    };
     if !cache.writable() {
         log::warn!(
             "the cache {} cannot be written: what it holds can be booted, nothing new is kept",

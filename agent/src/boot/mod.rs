@@ -72,17 +72,17 @@ pub fn boot() -> ! {
     let mut failures = 0;
     loop {
         let mut report = Report::new(&fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
-        let failure = match &settings {
+        let Failed { failure, stage_1_is_left } = match &settings {
             Ok(settings) => {
                 log::set_max_level(settings.log);
                 match attempt(settings, &restored, &mut report) {
                     Ok(never) => match never {},
-                    Err(failure) => failure,
+                    Err(failed) => failed,
                 }
             }
-            Err(failure) => failure.clone(),
+            Err(failure) => failure.clone().into(),
         };
-        let again = settings.is_ok() && failures < policy.retries;
+        let again = settings.is_ok() && failures < policy.retries && stage_1_is_left;
         let cache = settings
             .as_ref()
             .ok()
@@ -93,9 +93,25 @@ pub fn boot() -> ! {
     }
 }
 
+/// A way to the hand-over that did not get there.
+struct Failed {
+    failure: Failure,
+    /// Whether there is anything to try again from: once the root has moved, the initramfs is gone.
+    stage_1_is_left: bool,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            stage_1_is_left: true,
+        }
+    }
+}
+
 /// Says why, keeps the report, waits, and ends the machine unless it is tried again.
 fn give_up(root: &Path, policy: &OnFailure, failures: u32, again: bool, failure: Failure, mut report: Report, cache: Option<&Path>) {
-    let earlier = cache.map_or(0, reports::failures_in_a_row);
+    let earlier = cache.map_or(0, |cache| reports::failures_in_a_row(cache, &report.boot_id));
     let pause = failure::back_off(policy, failures.saturating_add(earlier));
     let next = if again {
         format!("the boot is tried again in {} s (onFailure.retries)", pause.as_secs())
@@ -109,10 +125,10 @@ fn give_up(root: &Path, policy: &OnFailure, failures: u32, again: bool, failure:
         log::warn!("the report is not kept: {error:#}");
     }
     // Clean for the next mount, whoever makes it.
-    if cache.is_some()
-        && let Err(error) = rustix::mount::unmount(CACHE, rustix::mount::UnmountFlags::empty())
-    {
-        log::warn!("{CACHE} stays mounted: {error}");
+    match rustix::mount::unmount(CACHE, rustix::mount::UnmountFlags::empty()) {
+        // Nothing is mounted there, or there is no such folder.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => log::warn!("{CACHE} stays mounted: {error}"),
     }
     if again {
         failure::pause(root, pause, "the next try");
@@ -125,7 +141,7 @@ fn give_up(root: &Path, policy: &OnFailure, failures: u32, again: bool, failure:
 }
 
 /// One way from the top to the hand-over.
-fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mut Report) -> Result<Infallible, Failure> {
+fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mut Report) -> Result<Infallible, Failed> {
     for warning in &settings.warnings {
         report.warn(warning.clone());
     }
@@ -156,20 +172,19 @@ fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mu
         report.warn(oddity);
     }
     let cache = find_cache(settings, &mut disks, report);
-    let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report)
-        .map_err(|error| Failure::new(error, "check the cache disk with its file system's fsck"))?;
+    let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report);
     let outcome = until_prepared(settings, &wanted, &entries, &mut disks, &mut acquire, report);
-    let prepared = match outcome {
+    let (prepared, mut log) = match outcome {
         Ok(prepared) => prepared,
         Err(failure) => {
-            if let Err(error) = acquire.close() {
+            if let Err(error) = acquire.close(false) {
                 log::warn!("{error:#}");
             }
-            return Err(failure);
+            return Err(failure.into());
         }
     };
-    if let Err(error) = acquire.close() {
-        report.warn(format!("{error:#}"));
+    if let Err(error) = acquire.close(true) {
+        log::warn!("{error:#}");
     }
     for (path, value) in restored {
         if let Err(error) = fs::write(path, value) {
@@ -178,7 +193,17 @@ fn attempt(settings: &Settings, restored: &[(&'static str, String)], report: &mu
     }
     match switch_root(prepared) {
         Ok(never) => match never {},
-        Err(error) => Err(Failure::new(error, "report it: the hand-over itself failed")),
+        Err(error) => {
+            // In charge again, and as before: a panic has a time, and the next try finds nothing mounted.
+            arm_panic();
+            if error.old_root_is_left {
+                log.undo();
+            }
+            Err(Failed {
+                stage_1_is_left: error.old_root_is_left,
+                failure: Failure::new(error, "report it: the hand-over itself failed"),
+            })
+        }
     }
 }
 
@@ -190,7 +215,7 @@ fn until_prepared(
     disks: &mut Disks,
     acquire: &mut Acquire<'_>,
     report: &mut Report,
-) -> Result<Prepared, Failure> {
+) -> Result<(Prepared, MountLog), Failure> {
     loop {
         let acquired = acquire.next(report)?;
         let mut log = MountLog::new();
@@ -200,17 +225,19 @@ fn until_prepared(
                 if let Err(error) = keep_report(report, acquire.disk().map(Cache::folder)) {
                     log::warn!("the report is not kept: {error:#}");
                 }
-                return Ok(prepared);
+                return Ok((prepared, log));
             }
             Err(error) => error,
         };
-        for left in log.undo() {
-            log::warn!("taking the new root down again: {left:#}");
-        }
+        log::info!("taking the new root down again");
+        // What stays is said as it is met.
+        log.undo();
         match error {
             Unbuilt::Image(error) => {
                 report.warn(format!("{error:#}"));
-                acquire.reject(acquired.known.authorised.digest(), &format!("{error:#}"));
+                // What is tried next says so itself.
+                (report.system, report.source) = (None, None);
+                acquire.reject(acquired, &format!("{error:#}"));
             }
             Unbuilt::Machine(failure) => return Err(failure),
         }
@@ -263,7 +290,13 @@ fn build(
         .step("mount store", |_| {
             system::mount_store(sysroot, settings, &acquired.image, &system.toplevel, disks, log)
         })
-        .map_err(Unbuilt::Image)?;
+        .map_err(|error| match error {
+            system::StoreError::Image(error) => Unbuilt::Image(error),
+            system::StoreError::Machine(error) => Unbuilt::Machine(Failure::new(
+                error,
+                "check store.rwDevice, the memory, and that the initrd holds the modules of this kernel (overlay)",
+            )),
+        })?;
     let toplevel = report
         .step("check system", |_| toplevel::check(sysroot, Path::new(system.toplevel.as_str())))
         .map_err(|error| Unbuilt::Image(error.into()))?;

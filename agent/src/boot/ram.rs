@@ -33,10 +33,10 @@ impl RamStore {
     /// # Errors
     /// If there is too little memory; says both figures.
     pub fn make(root: &Path, image: &Image) -> Result<Self> {
-        let needed = image.size + image.chunk_index.size + SLACK;
+        let needed = image.size.saturating_add(image.chunk_index.size).saturating_add(SLACK);
         let available = available(&fs::read_to_string(root.join("proc/meminfo")).context("reading /proc/meminfo")?)
             .context("/proc/meminfo does not say MemAvailable")?;
-        if available < needed + RESERVE {
+        if available < needed.saturating_add(RESERVE) {
             bail!(
                 "the image takes {} MB of RAM and the system needs {} MB besides, {} MB are available: configure a cache disk, or give the machine more memory",
                 needed / 1_000_000,

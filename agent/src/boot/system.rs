@@ -48,10 +48,27 @@ pub fn entries(settings: &Settings) -> Result<Vec<MountEntry>> {
     Ok(order(&entries)?)
 }
 
+/// Why the store could not be mounted, by whose fault it is.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The image's: another one may do.
+    Image(anyhow::Error),
+    /// The machine's: no other image helps.
+    Machine(anyhow::Error),
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Image(error) | Self::Machine(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
 /// Mounts root, image and store below `sysroot`. What was mounted is in the log, also after an error.
 ///
 /// # Errors
-/// If a mount fails.
+/// If a mount fails: only what concerns the image itself is the image's fault.
 pub fn mount_store(
     sysroot: &Path,
     settings: &Settings,
@@ -59,12 +76,17 @@ pub fn mount_store(
     toplevel: &StorePath,
     disks: &mut Disks,
     log: &mut MountLog,
-) -> Result<()> {
-    system::mount_root(sysroot, &tmpfs_size(settings.root.tmpfs_size)?, log)?;
-    system::mount_image(sysroot, Path::new("/dev"), image.file().as_fd(), true, log)?;
-    system::mount_rw_store(sysroot, &rw_store(settings, disks)?, log)?;
-    system::mount_store(sysroot, log)?;
-    system::link_toplevel(sysroot, Path::new(toplevel.as_str()))
+) -> Result<(), StoreError> {
+    // Looked for first: without it, no image needs to be mounted.
+    let rw_store = rw_store(settings, disks).map_err(StoreError::Machine)?;
+    tmpfs_size(settings.root.tmpfs_size)
+        .and_then(|size| system::mount_root(sysroot, &size, log))
+        .map_err(StoreError::Machine)?;
+    system::mount_image(sysroot, Path::new("/dev"), image.file().as_fd(), true, log).map_err(StoreError::Image)?;
+    system::mount_rw_store(sysroot, &rw_store, log)
+        .and_then(|()| system::mount_store(sysroot, log))
+        .map_err(StoreError::Machine)?;
+    system::link_toplevel(sysroot, Path::new(toplevel.as_str())).map_err(StoreError::Image)
 }
 
 fn tmpfs_size(size: crate::settings::Size) -> Result<TmpfsSize> {

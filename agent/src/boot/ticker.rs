@@ -13,7 +13,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub fn while_telling<T>(root: &Path, line: &(dyn Fn() -> String + Sync), work: impl FnOnce() -> T) -> T {
     let (ended, moved) = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let teller = || {
             let mut guard = ended.lock().unwrap_or_else(PoisonError::into_inner);
             while !*guard {
                 let (next, timeout) = moved.wait_timeout(guard, PAUSE).unwrap_or_else(PoisonError::into_inner);
@@ -22,7 +22,10 @@ pub fn while_telling<T>(root: &Path, line: &(dyn Fn() -> String + Sync), work: i
                     announce(root, &format!("freshroot: {}\n", line()));
                 }
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, teller) {
+            log::warn!("there is no line about the progress: starting a thread: {error}");
+        }
         let result = work();
         *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
         moved.notify_all();

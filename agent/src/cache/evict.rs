@@ -30,12 +30,14 @@ pub type Room = (Tenant, u64);
 /// # Errors
 /// The bytes that would be free if everything went that may go: not enough.
 pub fn evict(tenants: &[Room], needed: u64, free: u64, keep: usize) -> Result<Vec<Tenant>, u64> {
+    // What takes no room frees none, and is no generation that could boot: its image is missing, or counted with another one.
+    let tenants: Vec<&Room> = tenants.iter().filter(|(_, bytes)| *bytes > 0).collect();
     let generations = tenants
         .iter()
         .filter(|(tenant, _)| matches!(tenant, Tenant::Generation { .. }))
         .count();
     let mut may_go = generations.saturating_sub(keep);
-    let mut order: Vec<&Room> = tenants.iter().collect();
+    let mut order = tenants;
     // Orphans first, then the oldest.
     order.sort_by_key(|(tenant, _)| match tenant {
         Tenant::Orphan(_) => 0,
@@ -96,6 +98,14 @@ mod tests {
             [orphan(), generation(2, false), generation(3, false)]
         );
         assert_eq!(evict(&tenants, 31, 0, 1), Err(30), "the protected one stays");
+    }
+
+    #[test]
+    fn a_generation_without_an_image_neither_counts_nor_goes() {
+        // The new generation itself stands in the list, its image is still to come.
+        let tenants = [(generation(3, true), 0), (generation(1, false), 0), (generation(2, false), 10)];
+        assert_eq!(evict(&tenants, 10, 0, 1), Err(0));
+        assert_eq!(evict(&tenants, 10, 0, 0).unwrap(), [generation(2, false)]);
     }
 
     #[test]

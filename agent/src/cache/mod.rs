@@ -79,10 +79,7 @@ impl Cache {
     /// If the folder cannot be made or written, or somebody else holds the lock too long.
     pub fn open(folder: &Path, deadline: Instant) -> Result<Self> {
         if read_only(folder) {
-            return Ok(Self {
-                folder: folder.to_owned(),
-                lock: None,
-            });
+            return Ok(Self::for_reading(folder));
         }
         let making = |path: &Path| format!("making the folder {}", path.display());
         DirBuilder::new()
@@ -116,6 +113,14 @@ impl Cache {
         }
         part::tidy(folder)?;
         Ok(cache)
+    }
+
+    /// The cache in `folder` for reading alone: nothing is made, locked or changed. What is read is verified in any case.
+    pub fn for_reading(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            lock: None,
+        }
     }
 
     /// Whether it can be written.
@@ -195,6 +200,11 @@ impl Cache {
         let mut bytes = serde_json::to_vec(generation).context("writing a generation as JSON")?;
         bytes.push(b'\n');
         atomic::write(&self.folder.join("generations"), &format!("{}.json", generation.digest()), &bytes)
+    }
+
+    /// Whether a file of this generation is there, whatever it says.
+    pub fn has_generation(&self, manifest: Digest) -> bool {
+        self.folder.join("generations").join(format!("{manifest}.json")).exists()
     }
 
     /// Removes a generation, its boot tries, and its image unless another generation has the same one.

@@ -1,7 +1,7 @@
 //! Reports of the last boots, on the cache disk.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
@@ -11,27 +11,39 @@ use crate::report::{Outcome, Report};
 /// How many are kept: two weeks of daily boots.
 const KEPT: usize = 16;
 
+/// Reports are a few kilobytes.
+const LIMIT: u64 = 1 << 20;
+/// Between the times of two reports; vfat counts in steps of two seconds.
+const APART: Duration = Duration::from_secs(2);
+
 /// Keeps a report under the boot's id, and removes the oldest ones. The order is that of the files' times of change; the one that is kept now is
-/// the newest whatever the clock says.
+/// made the newest whatever the clock says: without a battery it begins anew at each boot.
 ///
 /// # Errors
 /// If it cannot be written, or an old one stays.
 pub fn keep(cache: &Path, boot_id: &str, json: &[u8]) -> Result<()> {
     let folder = cache.join("reports");
-    let name: String = boot_id
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
-        .take(64)
-        .collect();
-    let newest = format!("{name}.json");
+    let newest = format!("{}.json", name_of(boot_id));
     atomic::write(&folder, &newest, json)?;
     let mut reports = by_time(&folder)?;
     reports.retain(|(_, path)| !path.ends_with(&newest));
+    let after = reports.last().and_then(|(changed, _)| changed.checked_add(APART));
+    if let Some(after) = after.filter(|after| *after > SystemTime::now()) {
+        std::fs::File::options()
+            .write(true)
+            .open(folder.join(&newest))
+            .and_then(|file| file.set_modified(after))?;
+    }
     let surplus = (reports.len() + 1).saturating_sub(KEPT);
     for (_, path) in reports.drain(..surplus) {
         atomic::remove(&path)?;
     }
     Ok(())
+}
+
+fn name_of(boot_id: &str) -> String {
+    let plain = boot_id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-');
+    plain.take(64).collect()
 }
 
 /// Reports with their times of change, the oldest first.
@@ -47,14 +59,16 @@ fn by_time(folder: &Path) -> Result<Vec<(SystemTime, PathBuf)>> {
     Ok(reports)
 }
 
-/// How many of the newest reports in the cache `cache` are of boots that failed: the pause before the next reboot grows with them.
-pub fn failures_in_a_row(cache: &Path) -> u32 {
+/// How many of the newest reports in the cache `cache` are of boots before `boot_id` that failed: the pause before the next reboot grows with them.
+pub fn failures_in_a_row(cache: &Path, boot_id: &str) -> u32 {
     let failed = |path: &Path| {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        serde_json::from_str::<Report>(&text).is_ok_and(|report| report.outcome == Outcome::Failed)
+        let bytes = super::read_bounded(path, LIMIT).ok().flatten().unwrap_or_default();
+        serde_json::from_slice::<Report>(&bytes).is_ok_and(|report| report.outcome == Outcome::Failed)
     };
+    let own = format!("{}.json", name_of(boot_id));
     let reports = by_time(&cache.join("reports")).unwrap_or_default();
-    reports.iter().rev().take_while(|(_, path)| failed(path)).count() as u32
+    let earlier = reports.iter().rev().filter(|(_, path)| !path.ends_with(&own));
+    earlier.take_while(|(_, path)| failed(path)).count() as u32
 }
 
 #[cfg(test)]
@@ -74,8 +88,13 @@ mod tests {
             report.outcome = outcome;
             keep(cache.path(), &format!("boot-{number}"), &report.to_json().unwrap()).unwrap();
         }
-        assert_eq!(failures_in_a_row(cache.path()), 2);
-        assert_eq!(failures_in_a_row(&cache.path().join("nowhere")), 0);
+        assert_eq!(failures_in_a_row(cache.path(), "now"), 2);
+        assert_eq!(
+            failures_in_a_row(cache.path(), "boot-3"),
+            1,
+            "this boot's own failures are counted elsewhere"
+        );
+        assert_eq!(failures_in_a_row(&cache.path().join("nowhere"), "now"), 0);
     }
 
     #[test]
@@ -103,5 +122,7 @@ mod tests {
         keep(cache.path(), "now", b"{}").unwrap();
         let names = atomic::names(&folder).unwrap();
         assert!(names.len() == KEPT && names.contains(&"now.json".to_owned()), "{names:?}");
+        let newest = by_time(&folder).unwrap().pop().unwrap().1;
+        assert!(newest.ends_with("now.json"), "the next boot finds it to be the newest: {newest:?}");
     }
 }

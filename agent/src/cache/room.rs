@@ -26,11 +26,14 @@ pub fn make_room(cache: &Cache, known: &[&Known], image: &Image, protected: &[Di
         status.f_bavail.saturating_mul(status.f_frsize),
         status.f_blocks.saturating_mul(status.f_frsize),
     );
-    let needed = image
-        .size
-        .saturating_sub(allocated(&folder.join("partial").join(format!("{}.part", image.sha256))))
-        + SLACK;
-    if size < 2 * image.size + SLACK {
+    // A damaged image becomes a partial one where it stands.
+    let there = [
+        folder.join("partial").join(format!("{}.part", image.sha256)),
+        cache.image_path(image.sha256),
+    ]
+    .map(|path| allocated(&path));
+    let needed = image.size.saturating_sub(there[0].max(there[1])).saturating_add(SLACK);
+    if size < image.size.saturating_mul(2).saturating_add(SLACK) {
         log::warn!(
             "the cache has {} MB in all: too small for two images of {} MB, so that an update cannot be kept beside what runs",
             size / 1_000_000,

@@ -104,7 +104,7 @@ pub fn fetch_image(
 ) -> Result<Digest, FetchError> {
     let follower = Follower::new();
     let digest = std::thread::scope(|scope| {
-        let pipeline = Pipeline::start(scope, part, index, &follower);
+        let pipeline = Pipeline::start(scope, part, index, &follower).map_err(FetchError::Disk)?;
         let mut transfer = Transfer {
             source,
             image,

@@ -50,26 +50,38 @@ pub struct Pipeline<'scope> {
 
 impl<'scope> Pipeline<'scope> {
     /// Starts the threads in `scope`.
+    ///
+    /// # Errors
+    /// If a thread cannot be started; those that were end by themselves.
     pub fn start<'env>(
         scope: &'scope Scope<'scope, 'env>,
         part: &'scope Part,
         index: &'scope ChunkIndex,
         follower: &'scope Follower,
-    ) -> Self {
+    ) -> Result<Self> {
+        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let starting = || "starting a thread of the download";
         let (chunks, incoming) = sync_channel::<(usize, Vec<u8>)>(BUFFERS);
         let (told, verdicts) = channel();
         let (written, to_record) = channel();
-        scope.spawn(move || write_chunks(part, index, follower, &incoming, &told, &written));
-        let recorder = scope.spawn(move || record(part, &to_record));
-        let digest = scope.spawn(move || follower.follow(part.file(), index.image_size()));
-        Self {
+        // The one that waits for the follower comes last: no other has to be told to end.
+        named("write")
+            .spawn_scoped(scope, move || write_chunks(part, index, follower, &incoming, &told, &written))
+            .with_context(starting)?;
+        let recorder = named("record")
+            .spawn_scoped(scope, move || record(part, &to_record))
+            .with_context(starting)?;
+        let digest = named("digest")
+            .spawn_scoped(scope, move || follower.follow(part.file(), index.image_size()))
+            .with_context(starting)?;
+        Ok(Self {
             chunks,
             verdicts,
             buffers: vec![Vec::new(); BUFFERS],
             follower,
             recorder,
             digest,
-        }
+        })
     }
 
     /// A buffer to be filled, and the verdicts that came meanwhile. Waits if all buffers are under way.

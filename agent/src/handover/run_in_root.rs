@@ -33,7 +33,9 @@ pub fn run_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], li
     let deadline = Instant::now() + limit;
     let (reader, writer) = std::io::pipe().context("making a pipe")?;
     let mut child = std::thread::scope(|scope| {
-        let spawned = scope.spawn(|| spawn_in_root(root, program, env, writer));
+        let spawned = std::thread::Builder::new()
+            .spawn_scoped(scope, || spawn_in_root(root, program, env, writer))
+            .context("starting a thread")?;
         spawned
             .join()
             .map_err(|_| anyhow!("the thread that starts {} panicked", program.display()))?
@@ -43,6 +45,10 @@ pub fn run_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], li
     let status = wait(&mut child, OwnedFd::from(reader), deadline, &mut output);
     output.finish();
     let tail = output.tail();
+    if status.is_err() {
+        // It must not go on in a root that is taken down.
+        kill(&mut child).with_context(|| format!("killing {}", program.display()))?;
+    }
     match status.with_context(|| format!("waiting for {}", program.display()))? {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(anyhow!("{} {}{tail}", program.display(), ended(status))),

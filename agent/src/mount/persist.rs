@@ -78,7 +78,8 @@ pub fn apply(
             (Err((err, _)), Need::Required) => return Err(err.context(format!("mounting {entry}, which the boot requires"))),
             (Err((err, own_place)), Need::Degraded | Need::Optional) => {
                 let reason = format!("{err:#}");
-                log::warn!("{entry} is missing: {reason}");
+                // The caller warns, by the outcome.
+                log::debug!("{entry} is missing: {reason}");
                 if own_place {
                     mount_missing(&below, entry, log)
                         .with_context(|| format!("keeping the place of {entry}, which is missing ({reason})"))?;
