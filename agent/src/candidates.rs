@@ -4,7 +4,7 @@
 
 use crate::decide::{Candidate, ImageState};
 use crate::digest::Digest;
-use crate::formats::authorised::Authorised;
+use crate::formats::authorised::{Authorised, Authority};
 use crate::formats::manifest::Kernel;
 use crate::select::{Target, Wanted};
 
@@ -120,6 +120,19 @@ pub fn accept(answer: &Authorised, known: &[&Authorised], now: u64) -> Result<()
     }
 }
 
+/// Whether a new answer for a manifest that is known is to take the place of the old one.
+pub fn supersedes(new: &Authorised, old: &Authorised) -> bool {
+    let unsigned = |known: &Authorised| *known.authority() == Authority::Unsigned;
+    if unsigned(new) && !unsigned(old) {
+        return false;
+    }
+    match (new.release(), old.release()) {
+        (Some(new), Some(old)) => new.channel != old.channel || new.serial >= old.serial,
+        (Some(_) | None, None) => true,
+        (None, Some(_)) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -201,6 +214,16 @@ mod tests {
                 ("a, stable serial 2", true),
                 ("c, testing serial 99", false)
             ]
+        );
+    }
+
+    #[test]
+    fn an_older_release_of_a_known_manifest_does_not_take_its_place() {
+        let (old, new) = (generation("a", "stable", 2, None), generation("a", "stable", 3, None));
+        assert!(supersedes(&new, &old) && supersedes(&new, &new) && !supersedes(&old, &new));
+        assert!(
+            supersedes(&generation("a", "testing", 1, None), &new),
+            "another channel counts by itself"
         );
     }
 

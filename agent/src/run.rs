@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::boot::acquire::cache_folder;
+use crate::boot::cache_disk::cache_folder;
 use crate::boot::system::entries;
 use crate::candidates::RunningKernel;
 use crate::cli::{Command, help_text};

@@ -9,7 +9,8 @@ mod support {
 use std::fs;
 use std::path::Path;
 
-use freshroot::boot::acquire::{Acquire, open_cache};
+use freshroot::boot::acquire::Acquire;
+use freshroot::boot::cache_disk::open_cache;
 use freshroot::candidates::RunningKernel;
 use freshroot::digest::Digest;
 use freshroot::formats::key::SecretKey;

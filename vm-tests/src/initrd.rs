@@ -70,6 +70,15 @@ impl Initrd {
         for folder in ["dev", "proc", "sys", "run", "etc", "tmp"] {
             fs::create_dir_all(root.join(folder)).with_context(|| format!("making {folder} in the initrd"))?;
         }
+        // Where the kernel finds no console, the Rust runtime wants /dev/null before anything can be mounted, and dies without it.
+        for (name, major, minor, mode) in [("console", "5", "1", "600"), ("null", "1", "3", "666")] {
+            let node = root.join("dev").join(name);
+            Tool::new("mknod", PACK_LIMIT)
+                .args(["--mode", mode])
+                .arg(&node)
+                .args(["c", major, minor])
+                .run()?;
+        }
         for (path, source, mode) in &self.files {
             let target = place(root, path)?;
             match source {

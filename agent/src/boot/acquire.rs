@@ -1,30 +1,28 @@
 //! The loop of decisions: observe, decide, do the one thing that was decided, observe again, until an image is ready or nothing can be had.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 
+use super::download::Download;
 use super::online::Online;
 use super::ram;
 use super::ticker::while_telling;
-use crate::cache::part::Part;
 use crate::cache::room::make_room;
-use crate::cache::{Cache, Held, Known, atomic};
-use crate::candidates::{Observed, RunningKernel, accept, candidates, name_of};
+use crate::cache::{Cache, Held, Known};
+use crate::candidates::{Observed, RunningKernel, accept, candidates, name_of, supersedes};
 use crate::decide::{Answer, Candidate, ImageState, Next, Situation, decide};
 use crate::digest::Digest;
 use crate::fetch::answer::{Asked, Earlier, Valid, ask};
-use crate::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
+use crate::fetch::image::{Patience, fetch_index};
 use crate::fetch::{Progress, Source};
-use crate::formats::authorised::Authority;
-use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::generation::Generation;
 use crate::formats::manifest::Image;
 use crate::report::{self, Failure, Report};
 use crate::select::{Target, Wanted};
 use crate::settings::{Settings, Verify};
-use crate::verify::{BootImage, accept_by_size, bad_chunks, verified_by_digest, verify_image};
+use crate::verify::{BootImage, accept_by_size, verified_by_digest, verify_image};
 
 /// What to do when nothing can be had.
 const REMEDY: &str = "check the server and the network, that the release is signed by a key of trustedPublicKeys, and that an image for this kernel is published";
@@ -145,6 +143,9 @@ impl<'a> Acquire<'a> {
                 }
                 Next::Verify(digest) => {
                     let outcome = report.step("verify", |_| self.verify(*digest));
+                    if let Ok(BootImage::Unverified(_)) = &outcome {
+                        report.warn("the image is NOT verified (verify = size): damage and tampering on the cache disk go unseen");
+                    }
                     self.note(*digest, outcome.map(|image| (image, None)), report);
                 }
                 Next::Fetch(digest) => {
@@ -359,7 +360,7 @@ impl<'a> Acquire<'a> {
         };
         match self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) {
             // The proof that is kept stays the stronger one: an answer to a pin, or an old one, would lower the floor, or authorise nothing later.
-            Some(entry) if !supersedes(&known, &entry.known) => {}
+            Some(entry) if !supersedes(&known.authorised, &entry.known.authorised) => {}
             Some(entry) => {
                 entry.known = known;
                 if let (Some(cache), ImageState::Unchecked | ImageState::Verified) =
@@ -397,7 +398,6 @@ impl<'a> Acquire<'a> {
         let cache = self.holder(image).context("no cache holds the image")?;
         let file = cache.open_image(image.sha256)?;
         if self.settings.verify == Verify::Size && !entry.doubted {
-            log::warn!("the image is NOT verified (verify = size)");
             return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
         }
         let progress = Progress::new(image.size);
@@ -457,7 +457,7 @@ impl<'a> Acquire<'a> {
         // Before anything is removed for it: a server without the image is mostly one without its index.
         let index = match self.disk.as_ref().and_then(|cache| cache.chunk_index(&image)) {
             Some(_) => None,
-            None => Some(fetch_index(&source, &image, patience).map_err(|error: FetchError| anyhow::anyhow!("{error}"))?),
+            None => Some(fetch_index(&source, &image, patience).map_err(|error| anyhow::anyhow!("{error}"))?),
         };
         let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
             Some(cache) => {
@@ -510,118 +510,4 @@ impl<'a> Acquire<'a> {
         }
         Ok((image, if on_disk { report::Source::Network } else { report::Source::Ram }))
     }
-}
-
-/// Whether a new answer for a manifest that is known is to take the place of the old one.
-fn supersedes(new: &Known, old: &Known) -> bool {
-    let unsigned = |known: &Known| *known.authorised.authority() == Authority::Unsigned;
-    if unsigned(new) && !unsigned(old) {
-        return false;
-    }
-    match (new.authorised.release(), old.authorised.release()) {
-        (Some(new), Some(old)) => new.channel != old.channel || new.serial >= old.serial,
-        (Some(_) | None, None) => true,
-        (None, Some(_)) => false,
-    }
-}
-
-/// One image on its way into one cache.
-struct Download<'a> {
-    root: &'a Path,
-    cache: &'a Cache,
-    source: Source<'a>,
-    image: &'a Image,
-    patience: Patience,
-}
-
-impl Download<'_> {
-    fn run(&self, report: &mut Report) -> Result<BootImage> {
-        let index = self.index()?;
-        self.demote_corrupt(&index)?;
-        let progress = Progress::new(self.image.size);
-        let part = Part::open(self.cache, self.image, &index, &|_| {})?;
-        let present = index.chunks().iter().zip(part.present()).filter(|(_, present)| **present);
-        progress.reuse(present.map(|(chunk, _)| u64::from(chunk.length)).sum());
-        report.bytes.reused += progress.reused();
-        log::info!(
-            "fetching {:.1} MB, {:.1} MB are here already",
-            (self.image.size - progress.reused()) as f64 / 1e6,
-            progress.reused() as f64 / 1e6
-        );
-        let fetched = while_telling(self.root, &|| format!("fetching: {progress}"), || {
-            fetch_image(&self.source, self.image, &index, &part, self.patience, &progress)
-        });
-        log::info!("fetched: {progress}");
-        let found = match fetched {
-            Ok(found) => found,
-            Err(error) => {
-                if let FetchError::Contradiction(_) = error {
-                    part.discard()?;
-                }
-                return Err(anyhow::anyhow!("{error}"));
-            }
-        };
-        // The proof comes before the place: nothing stands among the images that was not verified.
-        let verified = verified_by_digest(part.reopen()?, self.image.size, found, self.image.sha256)?;
-        part.commit(self.cache, &verified)?;
-        Ok(BootImage::Verified(verified))
-    }
-
-    fn index(&self) -> Result<ChunkIndex> {
-        if let Some(index) = self.cache.chunk_index(self.image) {
-            return Ok(index);
-        }
-        let (index, bytes) =
-            fetch_index(&self.source, self.image, self.patience).map_err(|error: FetchError| anyhow::anyhow!("{error}"))?;
-        self.cache.commit_chunk_index(self.image.sha256, &bytes)?;
-        Ok(index)
-    }
-
-    /// A whole image stands where only a good one may, and was found not to be one: its good chunks become a partial image.
-    fn demote_corrupt(&self, index: &ChunkIndex) -> Result<()> {
-        if self.cache.held(self.image) != Held::Whole {
-            return Ok(());
-        }
-        let file = self.cache.open_image(self.image.sha256)?;
-        let all: Vec<u32> = (0..index.chunks().len() as u32).collect();
-        let damage = bad_chunks(&file, index, &all, &|_| {});
-        log::info!(
-            "{} of {} chunks of the damaged image are fetched again",
-            damage.chunks.len(),
-            all.len()
-        );
-        Part::from_corrupt(self.cache, self.image, index, &damage.chunks)
-    }
-}
-
-/// The folder of a cache on the file system that is mounted at `mounted`.
-pub fn cache_folder(mounted: &Path, settings: &Settings) -> PathBuf {
-    mounted.join(&settings.cache.path)
-}
-
-/// Opens the cache, waiting a moment for a refresh that may hold it.
-///
-/// # Errors
-/// See [`Cache::open`].
-pub fn open_cache(folder: &Path) -> Result<Cache> {
-    /// At boot nobody else should be there at all.
-    const LOCK_WAIT: Duration = Duration::from_secs(5);
-    let cache = match Cache::open(folder, Instant::now() + LOCK_WAIT) {
-        // What cannot be written, locked or tidied up can be read: a full disk must not make a good image useless.
-        Err(error) if folder.join("generations").is_dir() => {
-            log::warn!("{error:#}");
-            Cache::for_reading(folder)
-        }
-        other => other?,
-    };
-    if !cache.writable() {
-        log::warn!(
-            "the cache {} cannot be written: what it holds can be booted, nothing new is kept",
-            folder.display()
-        );
-    }
-    if let Ok(names) = atomic::names(folder) {
-        log::debug!("{}: {}", folder.display(), names.join(" "));
-    }
-    Ok(cache)
 }

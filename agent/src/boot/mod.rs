@@ -9,7 +9,9 @@
 //! 7. after any failure: say why, then the failure policy
 
 pub mod acquire;
+pub mod cache_disk;
 pub mod disks;
+mod download;
 pub mod online;
 pub mod ram;
 pub mod system;
@@ -38,7 +40,8 @@ use crate::report::{self, ChosenSystem, Failure, Outcome, Report};
 use crate::select::{Wanted, select};
 use crate::settings::{CMDLINE, OnFailure, Settings, read_command_line};
 use crate::verify::BootImage;
-use acquire::{Acquire, Acquired, cache_folder, open_cache};
+use acquire::{Acquire, Acquired};
+use cache_disk::{cache_folder, mount_cache, open_cache};
 use disks::Disks;
 use system::SYSROOT;
 
@@ -351,7 +354,7 @@ fn find_cache(settings: &Settings, disks: &mut Disks, report: &mut Report) -> Op
     }
     let mounted = Path::new(CACHE);
     let found = report.step("cache", |_| {
-        system::mount_cache(mounted, settings, disks)?;
+        mount_cache(mounted, settings, disks)?;
         open_cache(&cache_folder(mounted, settings))
     });
     match found {

@@ -1,7 +1,7 @@
 //! The new root: what is mounted below `/sysroot`, from a verified image to the persistent entries.
 
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -9,11 +9,11 @@ use anyhow::{Context as _, Result};
 use super::disks::{Disks, file_system_of};
 use crate::mount::entry::{DeviceFs, FileSystemEntry, MountEntry, MountKind};
 use crate::mount::mount_log::MountLog;
+use crate::mount::options;
 use crate::mount::order::order;
 use crate::mount::persist::{EntryOutcome, FoundDevice, Outcome, apply};
 use crate::mount::size::TmpfsSize;
 use crate::mount::system::{self, RwStore};
-use crate::mount::{fs_context::FsError, options};
 use crate::report::Report;
 use crate::settings::Settings;
 use crate::store_path::StorePath;
@@ -139,53 +139,5 @@ fn find_device(entry: &MountEntry, disks: &mut Disks) -> Result<FoundDevice> {
     Ok(FoundDevice {
         path: device.path,
         fs_type,
-    })
-}
-
-/// Mounts the cache disk at `at`; where it cannot be written, for reading only.
-///
-/// # Errors
-/// If its file system is none that is mounted here, or the kernel refuses.
-pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks) -> Result<PathBuf> {
-    let cache = &settings.cache;
-    let name = cache.device.as_ref().context("no cache.device is configured")?;
-    let device = disks.find(name, cache.wait)?;
-    let fs_type = if cache.fs_type == "auto" {
-        file_system_of(&device)?
-    } else {
-        cache.fs_type.clone()
-    };
-    disks.load_file_system(&fs_type);
-    let fs = DeviceFs::of(&fs_type).with_context(|| {
-        format!(
-            "{} holds {fs_type}, which cannot hold the cache: use ext4, xfs, btrfs or vfat",
-            device.path.display()
-        )
-    })?;
-    let mut options = options::split(&cache.options)?;
-    std::fs::create_dir_all(at).with_context(|| format!("making {}", at.display()))?;
-    let mounted = match system::mount_device(&device.path, fs, &options) {
-        Err(error) if is_read_only(&error) && !options.attributes.read_only => {
-            log::warn!(
-                "{} cannot be written ({error:#}): it is mounted for reading only",
-                device.path.display()
-            );
-            options.attributes.read_only = true;
-            system::mount_device(&device.path, fs, &options)?
-        }
-        other => other?,
-    };
-    mounted.attach(at)?;
-    log::info!("cache: {device} at {}", at.display());
-    Ok(device.path)
-}
-
-fn is_read_only(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let errno = cause
-            .downcast_ref::<FsError>()
-            .map(|error| error.errno)
-            .or_else(|| cause.downcast_ref::<rustix::io::Errno>().copied());
-        matches!(errno, Some(rustix::io::Errno::ROFS | rustix::io::Errno::ACCESS))
     })
 }

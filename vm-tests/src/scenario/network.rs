@@ -15,6 +15,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("carrier-second", "of two network cards the one with a carrier is used", second_card),
     Scenario::new("ipv6-only", "a network with router advertisements and no IPv4 is enough", ipv6_only),
     Scenario::new("consoles", "every console gets the messages", consoles),
+    Scenario::new(
+        "console-none",
+        "a console that does not exist does not keep a machine from booting",
+        no_console,
+    ),
 ];
 
 fn late_carrier(trial: &Trial<'_>) -> Result<()> {
@@ -111,5 +116,24 @@ fn consoles(trial: &Trial<'_>) -> Result<()> {
         ensure!(booted.script.contains(line), "the screen lacks «{line}»: {}", booted.script);
         ensure!(vm.said().contains(line), "the serial port lacks «{line}»");
     }
+    Ok(())
+}
+
+/// Nothing can be heard of this boot; that it powers off by itself, and its report on the cache disk, are what tells.
+fn no_console(trial: &Trial<'_>) -> Result<()> {
+    let disk = trial.filled_cache()?;
+    let before = disk.list("/freshroot/reports")?.len();
+    let system = trial.lab.system(Spec::generation(1))?;
+    let mut vm = trial
+        .boot()
+        .consoles("console=ttyS9")
+        .disk(&disk)
+        .system(&system)
+        .words("demo.then=poweroff")
+        .start("boot")?;
+    let end = vm.wait_end()?;
+    ensure!(end == crate::qemu::End::PoweredOff, "the machine did not power off but {end:?}");
+    let after = disk.list("/freshroot/reports")?.len();
+    ensure!(after == before + 1, "{before} reports before, {after} after");
     Ok(())
 }

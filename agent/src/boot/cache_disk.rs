@@ -1,0 +1,92 @@
+//! The cache disk: mounted, and its cache opened.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::disks::{Disks, file_system_of};
+use crate::cache::{Cache, atomic};
+use crate::mount::entry::DeviceFs;
+use crate::mount::{fs_context::FsError, options, system};
+use crate::settings::Settings;
+
+/// Mounts the cache disk at `at`; where it cannot be written, for reading only.
+///
+/// # Errors
+/// If its file system is none that is mounted here, or the kernel refuses.
+pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks) -> Result<PathBuf> {
+    let cache = &settings.cache;
+    let name = cache.device.as_ref().context("no cache.device is configured")?;
+    let device = disks.find(name, cache.wait)?;
+    let fs_type = if cache.fs_type == "auto" {
+        file_system_of(&device)?
+    } else {
+        cache.fs_type.clone()
+    };
+    disks.load_file_system(&fs_type);
+    let fs = DeviceFs::of(&fs_type).with_context(|| {
+        format!(
+            "{} holds {fs_type}, which cannot hold the cache: use ext4, xfs, btrfs or vfat",
+            device.path.display()
+        )
+    })?;
+    let mut options = options::split(&cache.options)?;
+    std::fs::create_dir_all(at).with_context(|| format!("making {}", at.display()))?;
+    let mounted = match system::mount_device(&device.path, fs, &options) {
+        Err(error) if is_read_only(&error) && !options.attributes.read_only => {
+            log::warn!(
+                "{} cannot be written ({error:#}): it is mounted for reading only",
+                device.path.display()
+            );
+            options.attributes.read_only = true;
+            system::mount_device(&device.path, fs, &options)?
+        }
+        other => other?,
+    };
+    mounted.attach(at)?;
+    log::info!("cache: {device} at {}", at.display());
+    Ok(device.path)
+}
+
+fn is_read_only(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let errno = cause
+            .downcast_ref::<FsError>()
+            .map(|error| error.errno)
+            .or_else(|| cause.downcast_ref::<rustix::io::Errno>().copied());
+        matches!(errno, Some(rustix::io::Errno::ROFS | rustix::io::Errno::ACCESS))
+    })
+}
+
+/// The folder of a cache on the file system that is mounted at `mounted`.
+pub fn cache_folder(mounted: &Path, settings: &Settings) -> PathBuf {
+    mounted.join(&settings.cache.path)
+}
+
+/// Opens the cache, waiting a moment for a refresh that may hold it.
+///
+/// # Errors
+/// See [`Cache::open`].
+pub fn open_cache(folder: &Path) -> Result<Cache> {
+    /// At boot nobody else should be there at all.
+    const LOCK_WAIT: Duration = Duration::from_secs(5);
+    let cache = match Cache::open(folder, Instant::now() + LOCK_WAIT) {
+        // What cannot be written, locked or tidied up can be read: a full disk must not make a good image useless.
+        Err(error) if folder.join("generations").is_dir() => {
+            log::warn!("{error:#}");
+            Cache::for_reading(folder)
+        }
+        other => other?,
+    };
+    if !cache.writable() {
+        log::warn!(
+            "the cache {} cannot be written: what it holds can be booted, nothing new is kept",
+            folder.display()
+        );
+    }
+    if let Ok(names) = atomic::names(folder) {
+        log::debug!("{}: {}", folder.display(), names.join(" "));
+    }
+    Ok(cache)
+}

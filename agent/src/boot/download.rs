@@ -1,0 +1,93 @@
+//! One image on its way from the servers into a cache.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::ticker::while_telling;
+use crate::cache::part::Part;
+use crate::cache::{Cache, Held};
+use crate::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
+use crate::fetch::{Progress, Source};
+use crate::formats::chunk_index::ChunkIndex;
+use crate::formats::manifest::Image;
+use crate::report::Report;
+use crate::verify::{BootImage, bad_chunks, verified_by_digest};
+
+/// One image on its way into one cache.
+pub(super) struct Download<'a> {
+    /// Where the consoles are found.
+    pub root: &'a Path,
+    /// Where it goes.
+    pub cache: &'a Cache,
+    /// Where it comes from.
+    pub source: Source<'a>,
+    /// What it is.
+    pub image: &'a Image,
+    /// How long it may take.
+    pub patience: Patience,
+}
+
+impl Download<'_> {
+    /// Fetches what is missing, verifies the whole, and commits it.
+    ///
+    /// # Errors
+    /// Those of the network, the servers and the disk; what was fetched stays for the next time.
+    pub fn run(&self, report: &mut Report) -> Result<BootImage> {
+        let index = self.index()?;
+        self.demote_corrupt(&index)?;
+        let progress = Progress::new(self.image.size);
+        let part = Part::open(self.cache, self.image, &index, &|_| {})?;
+        let present = index.chunks().iter().zip(part.present()).filter(|(_, present)| **present);
+        progress.reuse(present.map(|(chunk, _)| u64::from(chunk.length)).sum());
+        report.bytes.reused += progress.reused();
+        log::info!(
+            "fetching {:.1} MB, {:.1} MB are here already",
+            (self.image.size - progress.reused()) as f64 / 1e6,
+            progress.reused() as f64 / 1e6
+        );
+        let fetched = while_telling(self.root, &|| format!("fetching: {progress}"), || {
+            fetch_image(&self.source, self.image, &index, &part, self.patience, &progress)
+        });
+        log::info!("fetched: {progress}");
+        let found = match fetched {
+            Ok(found) => found,
+            Err(error) => {
+                if let FetchError::Contradiction(_) = error {
+                    part.discard()?;
+                }
+                return Err(anyhow::anyhow!("{error}"));
+            }
+        };
+        // The proof comes before the place: nothing stands among the images that was not verified.
+        let verified = verified_by_digest(part.reopen()?, self.image.size, found, self.image.sha256)?;
+        part.commit(self.cache, &verified)?;
+        Ok(BootImage::Verified(verified))
+    }
+
+    fn index(&self) -> Result<ChunkIndex> {
+        if let Some(index) = self.cache.chunk_index(self.image) {
+            return Ok(index);
+        }
+        let (index, bytes) =
+            fetch_index(&self.source, self.image, self.patience).map_err(|error: FetchError| anyhow::anyhow!("{error}"))?;
+        self.cache.commit_chunk_index(self.image.sha256, &bytes)?;
+        Ok(index)
+    }
+
+    /// A whole image stands where only a good one may, and was found not to be one: its good chunks become a partial image.
+    fn demote_corrupt(&self, index: &ChunkIndex) -> Result<()> {
+        if self.cache.held(self.image) != Held::Whole {
+            return Ok(());
+        }
+        let file = self.cache.open_image(self.image.sha256)?;
+        let all: Vec<u32> = (0..index.chunks().len() as u32).collect();
+        let damage = bad_chunks(&file, index, &all, &|_| {});
+        log::info!(
+            "{} of {} chunks of the damaged image are fetched again",
+            damage.chunks.len(),
+            all.len()
+        );
+        Part::from_corrupt(self.cache, self.image, index, &damage.chunks)
+    }
+}
