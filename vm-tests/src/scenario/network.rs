@@ -126,7 +126,7 @@ fn no_console(trial: &Trial<'_>) -> Result<()> {
     let system = trial.lab.system(Spec::generation(1))?;
     let mut vm = trial
         .boot()
-        .consoles("console=ttyS9")
+        .consoles("console=nothing9")
         .disk(&disk)
         .system(&system)
         .words("demo.then=poweroff")
