@@ -162,7 +162,8 @@ impl<I: Insert> Loader<I> {
         report
     }
 
-    /// Loads every module whose alias matches that of a device. Failures that were reported before are not reported again.
+    /// Loads every module whose alias matches that of a device. Failures that were reported before are not reported again, and a
+    /// driver whose file is not there is passed over.
     pub fn load_matching(&mut self, modalias: &str) -> Report {
         let mut report = Report::default();
         let matching: Vec<String> = self.index.matching(modalias).into_iter().map(str::to_owned).collect();
@@ -170,8 +171,13 @@ impl<I: Insert> Loader<I> {
             if self.options.is_blacklisted(&module) || self.done.contains_key(&module) {
                 continue;
             }
-            let result = self.need(&module, "", &mut Vec::new());
-            report.note(&module, result);
+            match self.need(&module, "", &mut Vec::new()) {
+                // An initrd that has the index of all modules but not their files does not want those.
+                Err(error) if error.file.as_ref().is_some_and(|file| !file.exists()) => {
+                    log::debug!("passing over a driver that is not here: {error}")
+                }
+                result => report.note(&module, result),
+            }
         }
         report
     }
@@ -305,7 +311,8 @@ pub(super) mod tests {
     pub fn root() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("lib/modules/6");
-        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir_all(folder.join("k")).unwrap();
+        fs::write(folder.join("k/broken.ko"), "").unwrap();
         let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
         write(
             "modules.dep",
@@ -415,6 +422,15 @@ pub(super) mod tests {
         let mut forbidden = self::loader(root.path(), "module_blacklist=virtio-blk,broken");
         assert_eq!(forbidden.load_matching("virtio:d2v1AF4"), Report::default());
         assert_eq!(inserted(&forbidden), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_matching_driver_whose_file_is_not_in_the_initrd_is_passed_over() {
+        let root = root();
+        fs::remove_file(root.path().join("lib/modules/6/k/broken.ko")).unwrap();
+        let mut loader = loader(root.path(), "");
+        assert_eq!(loader.load_matching("virtio:d1v1").failures, []);
+        assert!(loader.load("broken", "").is_err(), "a configured one is missed");
     }
 
     #[test]
