@@ -94,6 +94,7 @@ mod tests {
             kind: None,
             up: true,
             carrier: true,
+            settled: true,
             loopback: false,
             mtu: 1500,
         };

@@ -267,10 +267,12 @@ impl Engine {
             ));
         }
         let (before, now) = (port.link.carrier, link.carrier);
+        let settles = link.settled && !port.link.settled;
         port.link = link;
         match (before, now) {
             (false, true) => port.start(&self.settings, next_seed(&mut self.seed), Instant::now(), &mut self.requests),
             (true, false) => port.pause(),
+            (true, true) if settles => port.hurry(Instant::now()),
             (true, true) | (false, false) => {}
         }
     }

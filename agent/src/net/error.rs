@@ -76,7 +76,7 @@ impl fmt::Display for NetError {
         match self {
             Self::Off => write!(f, "the network is needed, and the settings turn it off"),
             Self::NoInterface { left, undriven, waited } => {
-                write!(f, "no usable network interface appeared within {} s", waited.as_secs())?;
+                write!(f, "no usable network interface appeared within {} s", seconds(waited))?;
                 match undriven.len() {
                     0 => {}
                     1 => write!(f, "; this card has no driver: {}", undriven[0])?,
@@ -88,14 +88,14 @@ impl fmt::Display for NetError {
                     write!(f, "; left alone: {}", left.join(", "))
                 }
             }
-            Self::NoCarrier { links, waited } => write!(f, "no carrier on {} within {} s", links.join(", "), waited.as_secs()),
+            Self::NoCarrier { links, waited } => write!(f, "no carrier on {} within {} s", links.join(", "), seconds(waited)),
             Self::NoLease {
                 links,
                 asked,
                 troubles,
                 waited,
             } => {
-                write!(f, "nobody gave an address on {} within {} s", links.join(", "), waited.as_secs())?;
+                write!(f, "nobody gave an address on {} within {} s", links.join(", "), seconds(waited))?;
                 match asked {
                     0 => {}
                     1 => write!(f, " (DHCP asked once)")?,
@@ -110,6 +110,11 @@ impl fmt::Display for NetError {
             Self::Kernel { doing, source } => write!(f, "{doing}: {source}"),
         }
     }
+}
+
+/// Rounded: a wait that ended a moment early, as clocks go, was still that long.
+fn seconds(waited: &Duration) -> u64 {
+    waited.saturating_add(Duration::from_millis(500)).as_secs()
 }
 
 impl std::error::Error for NetError {
@@ -131,7 +136,7 @@ mod tests {
         let err = NetError::NoInterface {
             left: vec!["lo (loopback)".to_owned()],
             undriven: vec!["PCI 0000:00:03.0 [8086:100e]".to_owned()],
-            waited: Duration::from_secs(30),
+            waited: Duration::from_millis(29_999),
         };
         assert_eq!(
             err.to_string(),

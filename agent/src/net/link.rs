@@ -251,6 +251,7 @@ mod tests {
             kind: None,
             up: false,
             carrier: false,
+            settled: false,
             loopback: false,
             mtu: 1500,
         }

@@ -111,6 +111,13 @@ impl Port {
         }
     }
 
+    /// The link has settled: what was sent before may have been dropped by a queue that was not there yet.
+    pub const fn hurry(&mut self, now: Instant) {
+        if let Some(dhcp) = &mut self.dhcp {
+            dhcp.hurry(now);
+        }
+    }
+
     /// The carrier went before there was an address: forget the attempt.
     pub fn pause(&mut self) {
         if self.lease.is_none() {

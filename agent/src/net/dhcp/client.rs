@@ -141,6 +141,13 @@ impl Client {
         self.timer
     }
 
+    /// What was sent so far may have been lost: if nobody has answered, ask again at once.
+    pub const fn hurry(&mut self, now: Instant) {
+        if matches!(self.state, State::Selecting { .. }) {
+            self.timer = Some(now);
+        }
+    }
+
     /// How many DISCOVERs went out.
     pub const fn discovers(&self) -> u32 {
         self.discovers

@@ -43,6 +43,11 @@ impl Session {
         }
     }
 
+    /// See [`Client::hurry`].
+    pub const fn hurry(&mut self, now: Instant) {
+        self.client.hurry(now);
+    }
+
     /// When something is to be done without anybody sending anything.
     pub const fn next_timer(&self) -> Option<Instant> {
         self.client.next_timer()

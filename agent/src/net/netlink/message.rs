@@ -44,6 +44,7 @@ pub mod uapi {
     pub const IFLA_LINKINFO: u16 = 18;
     pub const IFLA_INFO_KIND: u16 = 1;
     pub const IF_OPER_UNKNOWN: u8 = 0;
+    pub const IF_OPER_DOWN: u8 = 2;
     pub const IF_OPER_UP: u8 = 6;
     pub const IFA_ADDRESS: u16 = 1;
     pub const IFA_LOCAL: u16 = 2;
@@ -83,6 +84,8 @@ pub struct Link {
     pub up: bool,
     /// Plugged in and talking: up, carrier, and not held back (802.1X, a sleeping lower link).
     pub carrier: bool,
+    /// The kernel has taken notice of the carrier. It does so once a second only (`linkwatch`), while most cards send as soon as they have it.
+    pub settled: bool,
     /// The loopback interface.
     pub loopback: bool,
     /// The MTU, in bytes.
@@ -176,6 +179,7 @@ fn link(body: &[u8]) -> Option<Link> {
     let operstate = attribute(rest, IFLA_OPERSTATE)
         .and_then(|v| v.first().copied())
         .unwrap_or(IF_OPER_UNKNOWN);
+    let settled = matches!(operstate, IF_OPER_UP | IF_OPER_UNKNOWN);
     Some(Link {
         index,
         name: text(attribute(rest, IFLA_IFNAME)?),
@@ -184,7 +188,8 @@ fn link(body: &[u8]) -> Option<Link> {
             .and_then(|info| attribute(info, IFLA_INFO_KIND))
             .map(text),
         up: flags & IFF_UP != 0,
-        carrier: flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP | IFF_LOWER_UP && matches!(operstate, IF_OPER_UP | IF_OPER_UNKNOWN),
+        carrier: flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP | IFF_LOWER_UP && (settled || operstate == IF_OPER_DOWN),
+        settled,
         loopback: flags & IFF_LOOPBACK != 0,
         mtu: attribute(rest, IFLA_MTU).and_then(|v| u32_at(v, 0)).unwrap_or(1500),
     })
@@ -440,8 +445,9 @@ mod tests {
         for (flags, operstate, carrier) in [
             (IFF_UP | IFF_LOWER_UP, IF_OPER_UP, true),
             (IFF_UP | IFF_LOWER_UP, IF_OPER_UNKNOWN, true),
+            (IFF_UP | IFF_LOWER_UP, IF_OPER_DOWN, true),
             (IFF_UP | IFF_LOWER_UP, 5, false),
-            (IFF_UP, 2, false),
+            (IFF_UP, IF_OPER_DOWN, false),
             (IFF_LOWER_UP, IF_OPER_UP, false),
         ] {
             let mut fixed = [0; 16];

@@ -196,6 +196,17 @@ fn a_refused_renewal_takes_the_address_away() {
 }
 
 #[test]
+fn a_client_that_is_hurried_asks_again_at_once_unless_it_has_an_answer() {
+    let mut client = Client::new(config(), 7, Instant::now());
+    let (at, _) = due(&mut client);
+    client.hurry(at);
+    assert_eq!(sent(&client.handle(at, Event::Timer)).1.kind, Kind::Discover);
+    let (mut client, since) = bound();
+    client.hurry(since);
+    assert_eq!(client.next_timer(), Some(since + s(400)));
+}
+
+#[test]
 fn a_timer_that_is_not_due_does_nothing() {
     let (mut client, since) = bound();
     assert_eq!(client.handle(since + s(399), Event::Timer), Vec::new());
