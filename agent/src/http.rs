@@ -252,7 +252,7 @@ fn is_https(url: &str) -> bool {
 /// A URL as it may be printed: what stands before the `@` is nobody's business, and neither is a query.
 pub fn without_credentials(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+    let (authority, path) = rest.find(['/', '?', '#']).map_or((rest, ""), |end| rest.split_at(end));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let path = path.split_once('?').map_or(path, |(path, _)| path);
     format!("{scheme}://{host}{path}")
@@ -330,6 +330,7 @@ mod tests {
             ("http://host/a/b", "http://host/a/b"),
             ("https://user:pass@host:8443/a?token=x", "https://host:8443/a"),
             ("http://a@b@host", "http://host"),
+            ("http://host?token=x", "http://host"),
             ("http://[fe80::1]:80/x", "http://[fe80::1]:80/x"),
         ] {
             assert_eq!(without_credentials(url), shown);

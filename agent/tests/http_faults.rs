@@ -9,6 +9,7 @@ mod support {
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ use freshroot::formats::envelope::Envelope;
 use freshroot::formats::key::SecretKey;
 use freshroot::http::{Client, HttpError, Limits, Request};
 use freshroot::verify::{verified_by_digest, verify_image};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::server::{Ask, Framing, Reply, Server, Then};
 use support::strace::{Ended, FOLDER, run};
 use support::world::{CHUNK, SIZE, World, kept, open, present, release, trust};
@@ -672,6 +675,63 @@ fn row_15_redirects_without_an_end_and_to_other_schemes_are_refused_at_once() {
         );
         bench.assert_unchanged();
     }
+}
+
+/// A server that redirects one request over TLS. Its certificate is for 127.0.0.1, its key is known to everybody.
+fn redirecting_over_tls(place: String) -> (u16, std::thread::JoinHandle<()>) {
+    let chain = CertificateDer::pem_slice_iter(include_bytes!("support/tls/server.pem")).map(Result::unwrap);
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("support/tls/server.key")).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.collect(), key)
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut session = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+        let mut tls = rustls::Stream::new(&mut session, &mut stream);
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            tls.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        tls.write_all(answer.as_bytes()).unwrap();
+    });
+    (port, serving)
+}
+
+#[test]
+fn row_15_a_redirect_from_https_to_plain_http_is_refused_by_name() {
+    let plain = honest();
+    let (port, serving) = redirecting_over_tls(format!("{}/channels/stable.json", plain.url()));
+    let url = format!("https://127.0.0.1:{port}/channels/stable.json");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = folder.path().join("authority.pem");
+    fs::write(&authority, include_bytes!("support/tls/authority.pem")).unwrap();
+    let limits = Limits {
+        connect: Duration::from_secs(5),
+        stall: Duration::from_secs(5),
+    };
+    let client = Client::new(std::slice::from_ref(&url), Some(&authority), limits).unwrap();
+    let error = client
+        .get(&Request {
+            url: &url,
+            ..Request::default()
+        })
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, HttpError::Fatal(what) if what.contains("from https to plain http")),
+        "{error:?}"
+    );
+    serving.join().unwrap();
+    assert_eq!(plain.requests(), 0, "nothing is said in plain text");
 }
 
 #[test]
