@@ -39,6 +39,8 @@ const OVERHEAD: u64 = 64 << 10;
 /// How long the guest gets to write what it has received.
 const WRITE_LIMIT: Duration = Duration::from_secs(120);
 const PACE: Duration = Duration::from_millis(200);
+/// A guest that has nothing left to flush is silent; one that waits for a busy host is not silent for so long.
+const QUIET: Duration = Duration::from_secs(6);
 
 fn download(trial: &Trial<'_>) -> Result<()> {
     let served = trial.lab.served(1)?;
@@ -105,12 +107,17 @@ fn update(trial: &Trial<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the guest has written `bytes` to its first disk. QEMU only counts: there is nothing to wait on.
+/// Waits until the guest has written `bytes` to its first disk and then nothing more for a while: the map names a chunk only after the chunk's own
+/// bytes. QEMU only counts: there is nothing to wait on.
 fn wait_written(vm: &mut Vm, bytes: u64) -> Result<()> {
     let deadline = Instant::now() + WRITE_LIMIT;
+    let (mut last, mut since) = (0, Instant::now());
     loop {
         let written = vm.written(0).context("counting what the guest wrote")?;
-        if written >= bytes {
+        if written != last {
+            (last, since) = (written, Instant::now());
+        }
+        if written >= bytes && since.elapsed() >= QUIET {
             return Ok(());
         }
         if Instant::now() > deadline {
