@@ -32,7 +32,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             if std::process::id() != 1 {
                 bail!("boot is the job of PID 1 in an initrd; «freshroot plan» shows what it would do");
             }
-            crate::boot::boot()
+            crate::boot::standalone::boot()
         }
         Command::Plan {
             root,

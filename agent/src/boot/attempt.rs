@@ -1,0 +1,234 @@
+//! One way from the settings to a root that is ready: what both modes of the boot have in common.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::acquire::{Acquire, Acquired};
+use super::cache_disk::{cache_folder, mount_cache, open_cache};
+use super::disks::Disks;
+use super::failing::keep_report;
+use super::system::{self, SYSROOT};
+use super::{CACHE, ROOT};
+use crate::cache::Cache;
+use crate::candidates::RunningKernel;
+use crate::cmdline::CommandLine;
+use crate::formats::authorised::Authority;
+use crate::handover::toplevel::{self, Toplevel};
+use crate::mount::entry::MountEntry;
+use crate::mount::mount_log::MountLog;
+use crate::report::{ChosenSystem, Failure, Outcome, Report};
+use crate::select::{Wanted, select};
+use crate::settings::{CMDLINE, OnFailure, Settings, read_command_line};
+use crate::verify::BootImage;
+
+/// What a person can do about settings that are of no use.
+const CORRECT: &str = "correct the configuration in the initrd, or the kernel command line";
+
+/// The settings, and the failure policy, which holds where they are refused too.
+pub(super) fn read_settings() -> (OnFailure, Result<Settings, Failure>) {
+    let root = Path::new(ROOT);
+    match Settings::read(root) {
+        Ok(settings) => (settings.on_failure.clone(), Ok(settings)),
+        Err(error) => (OnFailure::despite_refusal(root), Err(Failure::new(error, CORRECT))),
+    }
+}
+
+/// A root that is ready.
+pub(super) struct Built<T> {
+    /// What the mode made of it.
+    pub ready: T,
+    /// Its mounts.
+    pub log: MountLog,
+}
+
+/// Decides and mounts until a system is ready; `make_ready` is what the mode does with its toplevel at the end. The cache and the network are closed
+/// then, and the report is written.
+///
+/// # Errors
+/// Why nothing can be booted. Nothing is mounted below the sysroot then; the cache still is.
+pub(super) fn attempt<T>(settings: &Settings, report: &mut Report, make_ready: MakeReady<'_, T>) -> Result<Built<T>, Failure> {
+    for warning in &settings.warnings {
+        report.warn(warning.clone());
+    }
+    let (wanted, oddities) = select(settings).map_err(|error| Failure::new(error, CORRECT))?;
+    for oddity in oddities {
+        report.warn(oddity);
+    }
+    let entries = system::entries(settings).map_err(|error| Failure::new(error, CORRECT))?;
+    if settings.allow_unsigned {
+        report.warn("allowUnsigned is set: whoever answers first decides what this machine runs");
+    }
+    log::info!(
+        "wanted: {}, policy {}",
+        wanted.target,
+        crate::decide::policy_name(settings.policy.mode)
+    );
+    let command_line = command_line().unwrap_or_else(|error| {
+        report.warn(format!(
+            "module parameters and blacklists of the command line are not obeyed: {error:#}"
+        ));
+        CommandLine::default()
+    });
+    let (mut disks, oddities) = report
+        .step("drivers", |_| Disks::open(Path::new(ROOT), settings, &command_line))
+        .map_err(|error| Failure::new(error, "check the kernel and the modules of the initrd"))?;
+    for oddity in oddities {
+        report.warn(oddity);
+    }
+    let cache = find_cache(settings, &mut disks, report);
+    let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report);
+    let built = Build {
+        settings,
+        wanted: &wanted,
+        entries: &entries,
+        make_ready,
+    }
+    .until_ready(&mut disks, &mut acquire, report);
+    if let Err(error) = acquire.close(built.is_ok()) {
+        log::warn!("{error:#}");
+    }
+    built
+}
+
+/// What a mode does with a toplevel that was found good.
+pub(super) type MakeReady<'a, T> = &'a dyn Fn(Toplevel) -> Result<T>;
+
+/// Why the new root could not be built, by whose fault it is.
+enum Unbuilt {
+    /// The image's: another one may do.
+    Image(anyhow::Error),
+    /// The machine's: no other image helps.
+    Machine(Failure),
+}
+
+/// What the new root is built from, besides the image.
+struct Build<'a, T> {
+    settings: &'a Settings,
+    wanted: &'a Wanted,
+    entries: &'a [MountEntry],
+    make_ready: MakeReady<'a, T>,
+}
+
+impl<T> Build<'_, T> {
+    /// Decides and mounts until a system is ready. A generation whose system cannot be started is left out of the next decision.
+    fn until_ready(&self, disks: &mut Disks, acquire: &mut Acquire<'_>, report: &mut Report) -> Result<Built<T>, Failure> {
+        loop {
+            let acquired = acquire.next(report)?;
+            let mut log = MountLog::new();
+            let error = match self.build(disks, &acquired, &mut log, report) {
+                Ok(ready) => {
+                    report.outcome = Outcome::Booted;
+                    if let Err(error) = keep_report(report, acquire.disk().map(Cache::folder)) {
+                        log::warn!("the report is not kept: {error:#}");
+                    }
+                    return Ok(Built { ready, log });
+                }
+                Err(error) => error,
+            };
+            log::info!("taking the new root down again");
+            // What stays is said as it is met.
+            log.undo();
+            match error {
+                Unbuilt::Image(error) => {
+                    report.warn(format!("{error:#}"));
+                    // What is tried next says so itself.
+                    (report.system, report.source) = (None, None);
+                    acquire.reject(acquired, &format!("{error:#}"));
+                }
+                Unbuilt::Machine(failure) => return Err(failure),
+            }
+        }
+    }
+
+    fn build(&self, disks: &mut Disks, acquired: &Acquired, log: &mut MountLog, report: &mut Report) -> Result<T, Unbuilt> {
+        let sysroot = Path::new(SYSROOT);
+        let chosen = chosen_system(self.wanted, acquired).map_err(Unbuilt::Image)?;
+        let path = chosen.toplevel.clone();
+        report.source = Some(acquired.source);
+        report.system = Some(chosen);
+        log::info!("system: {path}");
+        report
+            .step("mount store", |_| {
+                system::mount_store(sysroot, self.settings, &acquired.image, &path, disks, log)
+            })
+            .map_err(|error| match error {
+                system::StoreError::Image(error) => Unbuilt::Image(error),
+                system::StoreError::Machine(error) => Unbuilt::Machine(Failure::new(
+                    error,
+                    "check store.rwDevice, the memory, and that the initrd holds the modules of this kernel (overlay)",
+                )),
+            })?;
+        let toplevel = report
+            .step("check system", |_| toplevel::check(sysroot, Path::new(path.as_str())))
+            .map_err(|error| Unbuilt::Image(error.into()))?;
+        report
+            .step("mount file systems", |report| {
+                system::mount_entries(sysroot, self.entries, disks, log, report)
+            })
+            .map_err(|error| {
+                Unbuilt::Machine(Failure::new(
+                    error,
+                    "check the disk, or make the entry degraded or optional (need, nofail)",
+                ))
+            })?;
+        report.step("prepare root", |_| (self.make_ready)(toplevel)).map_err(Unbuilt::Image)
+    }
+}
+
+/// The system of a generation that is to be booted: what is wanted, or, as a fall-back, its own default.
+fn chosen_system(wanted: &Wanted, acquired: &Acquired) -> Result<ChosenSystem> {
+    let authorised = &acquired.known.authorised;
+    let system = wanted
+        .target
+        .system_of(authorised)
+        .or_else(|| authorised.manifest().default_system())
+        .context("the manifest names no system")?;
+    Ok(ChosenSystem {
+        toplevel: system.toplevel.clone(),
+        name: system.name.clone(),
+        init_kind: system.init_kind,
+        manifest: authorised.digest(),
+        image: authorised.manifest().image.sha256,
+        channel: authorised.release().map(|release| release.channel.to_string()),
+        serial: authorised.release().map(|release| release.serial),
+        verified: matches!(acquired.image, BootImage::Verified(_)),
+        authority: match authorised.authority() {
+            Authority::Signature(key) => format!("signature by {key}"),
+            Authority::Pin => "pin".to_owned(),
+            Authority::Unsigned => "nothing (allowUnsigned)".to_owned(),
+        },
+    })
+}
+
+fn command_line() -> Result<CommandLine> {
+    Ok(CommandLine::parse(&read_command_line(&Path::new(ROOT).join(CMDLINE))?)?)
+}
+
+fn running_kernel(settings: &Settings) -> RunningKernel {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    RunningKernel {
+        release,
+        store_name: settings.kernel.store_name.clone(),
+    }
+}
+
+/// The cache on its disk. Without one, images live in RAM: said aloud, and the boot goes on.
+fn find_cache(settings: &Settings, disks: &mut Disks, report: &mut Report) -> Option<Cache> {
+    if settings.cache.device.is_none() {
+        log::info!("no cache.device is configured: images are kept in RAM");
+        return None;
+    }
+    let mounted = Path::new(CACHE);
+    let found = report.step("cache", |_| {
+        mount_cache(mounted, settings, disks)?;
+        open_cache(&cache_folder(mounted, settings))
+    });
+    match found {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            report.warn(format!("there is no cache: {error:#}"));
+            None
+        }
+    }
+}
