@@ -33,6 +33,11 @@ pub enum Command {
         /// As JSON instead of text.
         json: bool,
     },
+    /// Say whether a persistent mount is its disk.
+    CheckMount {
+        /// Its mount point.
+        path: PathBuf,
+    },
     /// Become a program on a terminal; the failure policy's shell uses it.
     TtyExec {
         /// The terminal.
@@ -114,6 +119,17 @@ does not know. Settings come from /etc/freshroot/config.json and from freshroot.
   freshroot status --json | jq .warnings",
     },
     CommandHelp {
+        name: "check-mount",
+        arguments: "PATH",
+        summary: "succeed if a persistent mount is its disk, not the stand-in for a missing one",
+        options: &[],
+        text: "Where the disk of a degraded or optional mount is missing at boot, an empty read-only tmpfs named freshroot-missing stands at its mount point. Services
+that need the disk are ordered after a unit that runs this command.
+
+Example:
+  freshroot check-mount /var/lib/data && systemctl start data.service",
+    },
+    CommandHelp {
         name: "help",
         arguments: "[COMMAND]",
         summary: "show this help, or that of a command",
@@ -149,6 +165,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
         Some("boot") => boot(&mut parser),
         Some("plan") => plan(&mut parser),
         Some("status") => status(&mut parser),
+        Some("check-mount") => check_mount(&mut parser),
         Some("help") => help(&mut parser),
         Some("tty-exec") => tty_exec(&mut parser),
         Some(_) | None => Err(no_command(&name)),
@@ -199,6 +216,22 @@ fn status(parser: &mut Parser) -> Result<Command, Usage> {
     Ok(Command::Status { root, json })
 }
 
+fn check_mount(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("check-mount");
+    let mut path = None;
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            Value(value) if path.is_none() => path = Some(PathBuf::from(value)),
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
+        }
+    }
+    match path {
+        Some(path) => Ok(Command::CheckMount { path }),
+        None => Err(Usage(format!("check-mount takes PATH; {}", see(about)))),
+    }
+}
+
 fn help(parser: &mut Parser) -> Result<Command, Usage> {
     let about = command("help");
     let topic = match next(parser, about)? {
@@ -232,7 +265,7 @@ pub fn help_text(about: Option<&CommandHelp>) -> String {
             "freshroot boots a system whose Nix store is one verified image, kept on a local disk.\n\nUsage: freshroot COMMAND\n\n"
                 .to_owned();
         for command in COMMANDS {
-            text += &format!("  {:<8} {}\n", command.name, command.summary);
+            text += &format!("  {:<11} {}\n", command.name, command.summary);
         }
         text += "\n  -h, --help      show this help; behind a command, its own\n  -V, --version   show the version\n";
         text += "\nExamples:\n  freshroot plan      what would a boot do now?\n  freshroot status    what did the last one do?\n";
@@ -343,6 +376,7 @@ mod tests {
                     json: true,
                 },
             ),
+            ("freshroot check-mount /data", Command::CheckMount { path: "/data".into() }),
             ("freshroot --version", Command::Version),
             ("freshroot -V", Command::Version),
             ("freshroot help", Command::Help(None)),
@@ -374,6 +408,8 @@ mod tests {
             ("freshroot plan extra", ["«extra»", "freshroot help plan"]),
             ("freshroot plan --root", ["--root", "freshroot help plan"]),
             ("freshroot plan --json=1", ["--json", "freshroot help plan"]),
+            ("freshroot check-mount", ["check-mount takes PATH", "freshroot help check-mount"]),
+            ("freshroot check-mount /a /b", ["«/b»", ""]),
             ("freshroot boot now", ["boot does not take «now»", ""]),
             ("freshroot help plan x", ["«x»", ""]),
             ("freshroot tty-exec /x", ["TTY PROGRAM", ""]),

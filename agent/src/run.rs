@@ -16,6 +16,7 @@ use crate::cli::{Command, help_text};
 use crate::plan::plan;
 use crate::report::{self, Report};
 use crate::settings::Settings;
+use crate::stage_2::check_mount::check_mount;
 
 /// Reports are a few kilobytes.
 const REPORT_LIMIT: u64 = 1 << 20;
@@ -41,6 +42,10 @@ pub fn run(command: Command) -> Result<ExitCode> {
             json,
         } => show_plan(&root, cmdline.as_deref(), config.as_deref(), json),
         Command::Status { root, json } => show_status(&root, json),
+        Command::CheckMount { path } => {
+            check_mount(Path::new("/"), &path)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::TtyExec { tty, program } => match crate::failure::tty_exec(&tty, &program)? {},
     }
 }

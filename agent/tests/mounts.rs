@@ -502,6 +502,14 @@ fn a_missing_disk_never_becomes_an_empty_writable_folder() {
         assert!(!is_writable(&sysroot.join(place)), "{place} takes writes");
     }
     assert!(is_writable(&sysroot.join("scratch")));
+    for (place, is_its_own) in [("data", false), ("data/more", false), ("srv", false), ("scratch", true)] {
+        // A child is in this thread's name space.
+        let mut check = Command::new(env!("CARGO_BIN_EXE_freshroot"));
+        let output = check.arg("check-mount").arg(sysroot.join(place)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), is_its_own, "{place}: {said}");
+        assert_eq!(said.contains("is missing"), !is_its_own, "{place}: {said}");
+    }
     assert!(log.undo().is_empty());
 }
 

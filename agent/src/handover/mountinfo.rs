@@ -1,19 +1,52 @@
-//! `/proc/self/mountinfo` (proc_pid_mountinfo(5)), as far as the hand-over needs it: where something is mounted.
+//! `/proc/self/mountinfo` (proc_pid_mountinfo(5)), as far as it is needed here: where something is mounted, and what.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Where.
+    pub point: PathBuf,
+    /// Its type, as the kernel names it.
+    pub fs_type: String,
+    /// Its device, or the name that it was given.
+    pub source: String,
+}
+
+/// What is seen at `point`: of several mounts there the last one, which lies on top. None if nothing is mounted exactly there.
+pub fn mounted_at(text: &[u8], point: &Path) -> Option<Mount> {
+    text.split(|&byte| byte == b'\n')
+        .filter_map(mount)
+        .rfind(|mount| mount.point == point)
+}
+
+/// A line: six fields, any number of optional ones, a hyphen, then type, source and options.
+fn mount(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let point = path(fields.nth(4)?);
+    fields.find(|field| *field == b"-")?;
+    let mut word = || Some(String::from_utf8_lossy(&unescape(fields.next()?)).into_owned());
+    Some(Mount {
+        point,
+        fs_type: word()?,
+        source: word()?,
+    })
+}
+
+fn path(field: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt as _;
+    PathBuf::from(std::ffi::OsString::from_vec(unescape(field)))
+}
+
 /// The mount points of a mountinfo text, unescaped, each once. Lines that have none are passed over.
 pub fn mount_points(text: &[u8]) -> BTreeSet<PathBuf> {
-    use std::os::unix::ffi::OsStringExt as _;
     let fields = text
         .split(|&byte| byte == b'\n')
         .filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
-    fields
-        .map(|field| PathBuf::from(std::ffi::OsString::from_vec(unescape(field))))
-        .collect()
+    fields.map(path).collect()
 }
 
 /// Of `points`, those to detach when `sysroot` becomes the root: outside of it and not leading to it, each without what lies below it.
@@ -61,6 +94,25 @@ mod tests {
             mount_points(text).into_iter().collect::<Vec<_>>(),
             [PathBuf::from("/"), "/a b\\".into()]
         );
+    }
+
+    #[test]
+    fn the_last_mount_at_a_point_is_the_one_that_is_seen() {
+        let text = b"20 1 8:1 / /data rw,noatime shared:1 master:2 - ext4 /dev/sda1 rw\n\
+            21 20 0:30 / /data ro - tmpfs freshroot-missing ro\n\
+            22 1 8:2 / /data/a\\040b rw - xfs /dev/mapper/a\\040b rw\n\
+            23 1 8:3 / /short rw -\nshort\n";
+        let seen = |point: &str| mounted_at(text, Path::new(point)).map(|mount| (mount.fs_type, mount.source));
+        let words = |fs_type: &str, source: &str| Some((fs_type.to_owned(), source.to_owned()));
+        assert_eq!(
+            seen("/data/"),
+            words("tmpfs", "freshroot-missing"),
+            "a slash at the end is the same place"
+        );
+        assert_eq!(seen("/data/a b"), words("xfs", "/dev/mapper/a b"));
+        for nothing in ["/data/a", "/", "/short", "data"] {
+            assert_eq!(seen(nothing), None, "{nothing}");
+        }
     }
 
     #[test]

@@ -1,0 +1,3 @@
+//! Commands for the running system.
+
+pub mod check_mount;
