@@ -38,6 +38,11 @@ pub enum Command {
         /// Its mount point.
         path: PathBuf,
     },
+    /// Carry the failure policy out, in systemd's stage 1.
+    Fail {
+        /// The unit that led here, if it is not that of the boot.
+        unit: Option<String>,
+    },
     /// Become a program on a terminal; the failure policy's shell uses it.
     TtyExec {
         /// The terminal.
@@ -119,6 +124,17 @@ does not know. Settings come from /etc/freshroot/config.json and from freshroot.
   freshroot status --json | jq .warnings",
     },
     CommandHelp {
+        name: "fail",
+        arguments: "[--unit NAME]",
+        summary: "say why the boot failed, and carry out the failure policy; units of the initrd call it",
+        options: &[("--unit", "NAME", "the unit that led here, if it is not that of the boot")],
+        text: "It ends the machine as onFailure.action says, after a pause that grows from failure to failure. It works in an initrd whose PID 1 is systemd, and
+nowhere else. Of two at once the second has nothing to do.
+
+Example:
+  ExecStart=/bin/freshroot fail --unit emergency.service",
+    },
+    CommandHelp {
         name: "check-mount",
         arguments: "PATH",
         summary: "succeed if a persistent mount is its disk, not the stand-in for a missing one",
@@ -165,6 +181,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
         Some("boot") => boot(&mut parser),
         Some("plan") => plan(&mut parser),
         Some("status") => status(&mut parser),
+        Some("fail") => fail(&mut parser),
         Some("check-mount") => check_mount(&mut parser),
         Some("help") => help(&mut parser),
         Some("tty-exec") => tty_exec(&mut parser),
@@ -214,6 +231,20 @@ fn status(parser: &mut Parser) -> Result<Command, Usage> {
         }
     }
     Ok(Command::Status { root, json })
+}
+
+fn fail(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("fail");
+    let mut unit = None;
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            // The name is for the eye alone: one that is not UTF-8 must not keep a machine from rebooting.
+            Long("unit") => unit = Some(value(parser, about)?.to_string_lossy().into_owned()),
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
+        }
+    }
+    Ok(Command::Fail { unit })
 }
 
 fn check_mount(parser: &mut Parser) -> Result<Command, Usage> {
@@ -374,6 +405,13 @@ mod tests {
                 Command::Status {
                     root: "/".into(),
                     json: true,
+                },
+            ),
+            ("freshroot fail", Command::Fail { unit: None }),
+            (
+                "freshroot fail --unit emergency.service",
+                Command::Fail {
+                    unit: Some("emergency.service".to_owned()),
                 },
             ),
             ("freshroot check-mount /data", Command::CheckMount { path: "/data".into() }),

@@ -3,6 +3,7 @@
 //! Nobody is there: nothing in here waits for a key without a limit, and PID 1 never ends.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,18 @@ const SHELL_LOOK: Duration = Duration::from_millis(500);
 const SHELL_START: Duration = Duration::from_secs(2);
 /// A disk that does not answer for so long will not take what is left either.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
+
+/// systemd-shutdown kills what runs within its first seconds, this program too; after a minute there is no systemd that obeys.
+const SYSTEMD_LIMIT: Duration = Duration::from_secs(60);
+
+/// Who ends the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndBy {
+    /// This program, as PID 1: by reboot(2).
+    Kernel,
+    /// systemd, which is PID 1 and unmounts what is mounted; if it does not, this program by reboot(2).
+    Systemd,
+}
 
 /// The pause before the `failures`-th reaction (from 0): it doubles, up to a limit.
 pub fn back_off(settings: &OnFailure, failures: u32) -> Duration {
@@ -60,28 +73,40 @@ pub fn next_words(settings: &OnFailure, pause: Duration) -> String {
 }
 
 /// Carries the policy out. Returns only if the kernel refuses to reboot or to power off.
-pub fn act(root: &Path, settings: &OnFailure, pause: Duration) -> anyhow::Error {
+pub fn act(root: &Path, settings: &OnFailure, pause: Duration, by: EndBy) -> anyhow::Error {
     match settings.action {
         FailureAction::Reboot => {
             count_down(root, pause, "reboot");
-            end(RebootCommand::Restart)
+            end(root, RebootCommand::Restart, by)
         }
         FailureAction::Poweroff => {
             count_down(root, pause, "power off");
-            end(RebootCommand::PowerOff)
+            end(root, RebootCommand::PowerOff, by)
         }
         FailureAction::Shell => {
             if let Err(error) = shell(root, settings.shell_timeout) {
                 log::error!("no shell: {error:#}");
                 count_down(root, pause, "reboot");
             }
-            end(RebootCommand::Restart)
+            end(root, RebootCommand::Restart, by)
         }
     }
 }
 
 /// Makes everything last, as far as the disks answer, then asks the kernel.
-fn end(command: RebootCommand) -> anyhow::Error {
+fn end(root: &Path, command: RebootCommand, by: EndBy) -> anyhow::Error {
+    if by == EndBy::Systemd {
+        match ask_systemd(root, command) {
+            Ok(()) => {
+                let until = Instant::now() + SYSTEMD_LIMIT;
+                while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                    std::thread::park_timeout(left);
+                }
+                log::error!("systemd has not ended the machine within {} s", SYSTEMD_LIMIT.as_secs());
+            }
+            Err(error) => log::error!("{error:#}"),
+        }
+    }
     let (tell, ended) = std::sync::mpsc::channel();
     let syncing = std::thread::Builder::new().spawn(move || {
         rustix::fs::sync();
@@ -96,6 +121,19 @@ fn end(command: RebootCommand) -> anyhow::Error {
         Ok(()) => anyhow::anyhow!("the kernel neither rebooted nor powered off"),
         Err(error) => anyhow::Error::new(error).context("asking the kernel to reboot or to power off"),
     }
+}
+
+/// `SIGRTMIN+15` reboots at once, `SIGRTMIN+14` powers off: no unit is stopped, but systemd-shutdown ends processes and unmounts (systemd(1)).
+fn ask_systemd(root: &Path, command: RebootCommand) -> Result<()> {
+    let libraries = fs::read_to_string(root.join("proc/1/maps")).unwrap_or_default();
+    let above = if matches!(command, RebootCommand::PowerOff) { 14 } else { 15 };
+    crate::sys::signal_init(first_real_time_signal(&libraries) + above).context("asking systemd to end the machine")
+}
+
+/// `SIGRTMIN` as another process sees it whose memory is mapped so: C libraries keep the kernel's first ones, from 32, for themselves; glibc two of
+/// them, musl three. One off would power off a machine that is to reboot.
+fn first_real_time_signal(maps: &str) -> i32 {
+    if maps.contains("/ld-musl-") { 35 } else { 34 }
 }
 
 /// A pause with a line every few seconds; `what` comes after it.
@@ -169,7 +207,8 @@ fn watch(child: &mut Child, console: &Path, limit: Duration) -> Result<()> {
 pub fn tty_exec(tty: &Path, program: &Path) -> Result<std::convert::Infallible> {
     rustix::process::setsid().context("beginning a session")?;
     let terminal = rustix::fs::open(tty, OFlags::RDWR, Mode::empty()).with_context(|| format!("opening {}", tty.display()))?;
-    rustix::process::ioctl_tiocsctty(&terminal).with_context(|| format!("owning {}", tty.display()))?;
+    // systemd gives a service with StandardInput=tty-force the console for its own.
+    crate::sys::take_terminal(terminal.as_fd()).with_context(|| format!("owning {}", tty.display()))?;
     rustix::stdio::dup2_stdin(&terminal)?;
     rustix::stdio::dup2_stdout(&terminal)?;
     rustix::stdio::dup2_stderr(&terminal)?;
@@ -206,6 +245,14 @@ mod tests {
         let watched = |program: &str| watch(&mut Command::new(program).spawn().unwrap(), Path::new("/dev/null"), limit);
         assert!(watched("false").unwrap_err().to_string().contains("ended at once"));
         assert!(watched("true").is_ok());
+    }
+
+    #[test]
+    fn real_time_signals_are_counted_as_the_c_library_of_pid_1_counts() {
+        let line = |library: &str| format!("7f00-7f01 r-xp 00000000 00:1b 42 /nix/store/x/lib/{library}\n");
+        assert_eq!(first_real_time_signal(&line("libc.so.6")), 34);
+        assert_eq!(first_real_time_signal(&line("ld-musl-x86_64.so.1")), 35);
+        assert_eq!(first_real_time_signal(""), 34, "systemd is built with glibc nearly everywhere");
     }
 
     #[test]

@@ -42,6 +42,15 @@ pub fn run(command: Command) -> Result<ExitCode> {
             json,
         } => show_plan(&root, cmdline.as_deref(), config.as_deref(), json),
         Command::Status { root, json } => show_status(&root, json),
+        Command::Fail { unit } => {
+            if std::process::id() == 1 {
+                bail!(
+                    "fail asks systemd, which is PID 1, to end the machine; as PID 1 the program boots, and has the failure policy built in"
+                );
+            }
+            crate::boot::fail::fail(Path::new("/"), unit.as_deref())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::CheckMount { path } => {
             check_mount(Path::new("/"), &path)?;
             Ok(ExitCode::SUCCESS)

@@ -119,6 +119,27 @@ pub fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopSettings> {
     })
 }
 
+nix::ioctl_write_int_bad!(
+    /// `TIOCSCTTY`: 1 takes the terminal away from a session that owns it.
+    ioctl_set_controlling_terminal,
+    libc::TIOCSCTTY
+);
+
+/// Makes `terminal` the controlling terminal of this process, which leads a session without one; takes it away from another session that may own it
+/// (`TIOCSCTTY` with 1, for which one has to be root). rustix has it with 0 alone.
+pub fn take_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as the borrow; the argument is a plain integer.
+    unsafe { ioctl_set_controlling_terminal(terminal.as_raw_fd(), 1) }?;
+    Ok(())
+}
+
+/// Sends PID 1 a signal by its number: the real-time signals have no names in rustix and nix.
+pub fn signal_init(number: i32) -> io::Result<()> {
+    // SAFETY: kill takes two plain integers and touches no memory of ours.
+    nix::errno::Errno::result(unsafe { libc::kill(1, number) })?;
+    Ok(())
+}
+
 const NO_LOOP_INFO: loop_info64 = loop_info64 {
     lo_device: 0,
     lo_inode: 0,

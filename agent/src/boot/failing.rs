@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::cache_disk::cache_folder;
+use super::system::SYSROOT;
 use super::{CACHE, ROOT};
 use crate::cache::reports;
 use crate::failure;
@@ -44,10 +45,12 @@ impl Failing<'_> {
             log::warn!("the report is not kept: {error:#}");
         }
         // Clean for the next mount, whoever makes it.
-        match rustix::mount::unmount(CACHE, rustix::mount::UnmountFlags::empty()) {
-            // Nothing is mounted there, or there is no such folder.
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => log::warn!("{CACHE} stays mounted: {error}"),
+        for place in caches() {
+            match rustix::mount::unmount(&place, rustix::mount::UnmountFlags::empty()) {
+                // Nothing is mounted there, or there is no such folder.
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Err(error) => log::warn!("{} stays mounted: {error}", place.display()),
+            }
         }
         if self.again {
             failure::pause(root, pause, "the next try");
@@ -56,8 +59,16 @@ impl Failing<'_> {
     }
 }
 
+/// Where the cache may be mounted: in the initrd, or below the new root already.
+fn caches() -> [PathBuf; 2] {
+    [PathBuf::from(CACHE), PathBuf::from(format!("{SYSROOT}{CACHE}"))]
+}
+
 fn mounted_cache(settings: &Settings) -> Option<PathBuf> {
-    Some(cache_folder(Path::new(CACHE), settings)).filter(|folder| folder.exists())
+    caches()
+        .into_iter()
+        .map(|place| cache_folder(&place, settings))
+        .find(|folder| folder.exists())
 }
 
 /// A report of this boot, which has only begun.

@@ -6,13 +6,14 @@
 //! 4. decide, and act, until an image is ready (the network comes up here, if it must)
 //! 5. root, image, store, persistent mounts
 //! 6. report, hand-over (`standalone`)
-//! 7. after any failure: say why (`failing`), then the failure policy
+//! 7. after any failure: say why (`failing`), then the failure policy (`fail`, where systemd is PID 1)
 
 pub mod acquire;
 mod attempt;
 pub mod cache_disk;
 pub mod disks;
 mod download;
+pub mod fail;
 mod failing;
 pub mod online;
 pub mod ram;

@@ -59,7 +59,7 @@ pub fn boot() -> ! {
             failure::next_words(&policy, pause)
         });
         if !again {
-            let error = failure::act(root, &policy, pause);
+            let error = failure::act(root, &policy, pause, failure::EndBy::Kernel);
             log::error!("{error:#}");
             // The kernel refused to reboot: what is left is its panic, which has a time.
             std::process::abort();
