@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::cache_disk::cache_folder;
-use super::{CACHE, ROOT};
+use super::{ROOT, Stage};
 use crate::cache::reports;
 use crate::failure;
 use crate::report::{self, Failure, Report};
@@ -15,6 +15,8 @@ use crate::settings::{OnFailure, Settings};
 
 /// How the failures of this boot go on.
 pub(super) struct Failing<'a> {
+    /// Where.
+    pub stage: &'a Stage,
     /// What is to be done.
     pub policy: &'a OnFailure,
     /// Failures of this boot so far.
@@ -27,7 +29,7 @@ impl Failing<'_> {
     /// Says why on every console, keeps the report, and takes the cache down. `next` says what follows after which pause where nothing is tried again.
     pub fn tell(&self, failure: Failure, mut report: Report, settings: Option<&Settings>, next: &dyn Fn(Duration) -> String) -> Duration {
         let root = Path::new(ROOT);
-        let cache = settings.and_then(mounted_cache);
+        let cache = settings.and_then(|settings| mounted_cache(self.stage, settings));
         let earlier = cache
             .as_deref()
             .map_or(0, |cache| reports::failures_in_a_row(cache, &report.boot_id));
@@ -44,10 +46,11 @@ impl Failing<'_> {
             log::warn!("the report is not kept: {error:#}");
         }
         // Clean for the next mount, whoever makes it.
-        match rustix::mount::unmount(CACHE, rustix::mount::UnmountFlags::empty()) {
+        let cache = self.stage.cache();
+        match rustix::mount::unmount(&cache, rustix::mount::UnmountFlags::empty()) {
             // Nothing is mounted there, or there is no such folder.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => log::warn!("{CACHE} stays mounted: {error}"),
+            Err(error) => log::warn!("{} stays mounted: {error}", cache.display()),
         }
         if self.again {
             failure::pause(root, pause, "the next try");
@@ -56,8 +59,8 @@ impl Failing<'_> {
     }
 }
 
-fn mounted_cache(settings: &Settings) -> Option<PathBuf> {
-    Some(cache_folder(Path::new(CACHE), settings)).filter(|folder| folder.exists())
+fn mounted_cache(stage: &Stage, settings: &Settings) -> Option<PathBuf> {
+    Some(cache_folder(&stage.cache(), settings)).filter(|folder| folder.exists())
 }
 
 /// A report of this boot, which has only begun.

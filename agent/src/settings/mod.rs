@@ -282,10 +282,6 @@ mod tests {
     fn values_that_do_not_fit_together_are_warned_about() {
         for (line, expected) in [
             ("freshroot.on-failure.delay=1h", vec!["onFailure.maxDelay (10min) is shorter"]),
-            (
-                "freshroot.system=/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a init=/nix/store/0123456789abcdfghijklmnpqrsvwxyz-b/init",
-                vec!["two systems"],
-            ),
             ("init=/nix/.freshroot/init", vec![]),
         ] {
             let settings = from("{\"version\": 1, \"allowUnsigned\": true}", line).unwrap();
