@@ -97,6 +97,7 @@ rec {
     "root.tmpfsSize"
     "store.tmpfsSize"
     "store.rwDevice"
+    "network.by"
     "network.interface"
     "network.dns"
     "network.ipv6"
@@ -129,7 +130,6 @@ rec {
 
   # Agreed with the agent and not in docs/settings.md yet. Rendered only where set, because an agent that does not know them refuses them.
   pendingNames = [
-    "network.by"
     "media.device"
     "media.path"
   ];

@@ -64,7 +64,11 @@ pub fn candidates(observed: &[Observed<'_>], wanted: &Wanted, kernel: &RunningKe
         .map(|one| Candidate {
             manifest: one.authorised.digest(),
             wanted: wanted.target.system_of(one.authorised).is_some(),
-            unfit: one.unfit.clone().or_else(|| kernel.differs_from(&one.authorised.manifest().kernel)),
+            unfit: one
+                .unfit
+                .clone()
+                .or_else(|| kernel.differs_from(&one.authorised.manifest().kernel))
+                .or_else(|| wanted.rules_out(one.authorised)),
             image: one.image.clone(),
             failed: one.failed.clone(),
             name: name_of(one.authorised),
@@ -204,6 +208,7 @@ mod tests {
         let wanted = Wanted {
             target: Target::Channel("stable".parse().unwrap()),
             trust: Trust::default(),
+            only: None,
         };
         let found = candidates(&observed, &wanted, &kernel("6.6.1", None));
         let names: Vec<(&str, bool)> = found.iter().map(|one| (one.name.as_str(), one.wanted)).collect();
@@ -215,6 +220,35 @@ mod tests {
                 ("c, testing serial 99", false)
             ]
         );
+    }
+
+    #[test]
+    fn where_others_follow_init_only_its_system_can_be_booted() {
+        let (a, b) = (generation("a", "stable", 2, None), generation("b", "stable", 7, None));
+        let observed: Vec<Observed<'_>> = [&a, &b]
+            .map(|authorised| Observed {
+                authorised,
+                sequence: 1,
+                image: ImageState::Unchecked,
+                unfit: None,
+                failed: None,
+            })
+            .to_vec();
+        let system = a.manifest().default_system().unwrap().toplevel.clone();
+        for (only, unfit) in [(None, [false, false]), (Some(system.clone()), [false, true])] {
+            let wanted = Wanted {
+                target: Target::System(system.clone()),
+                trust: Trust::default(),
+                only,
+            };
+            let found = candidates(&observed, &wanted, &kernel("6.6.1", None));
+            assert_eq!(found.iter().map(|one| one.unfit.is_some()).collect::<Vec<_>>(), unfit);
+            let reason = found[1].unfit.clone().unwrap_or_default();
+            assert!(
+                reason.is_empty() || reason.contains(&format!("init=/nix/.freshroot/init freshroot.system={system}")),
+                "{reason}"
+            );
+        }
     }
 
     #[test]

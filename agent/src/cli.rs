@@ -8,13 +8,19 @@ use std::path::PathBuf;
 use lexopt::Arg::{Long, Short, Value};
 use lexopt::{Arg, Parser};
 
+use crate::mode::{MODES, Mode};
 use crate::settings::nearest::nearest;
 
 /// What the program is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Boot: the job of PID 1.
-    Boot,
+    /// Boot: the job of PID 1, or of a unit in systemd's stage 1.
+    Boot {
+        /// Which of the two.
+        mode: Mode,
+        /// Where the new root is, or is to be.
+        sysroot: PathBuf,
+    },
     /// Say what `boot` would do.
     Plan {
         /// Everything is read below this folder.
@@ -25,6 +31,8 @@ pub enum Command {
         config: Option<PathBuf>,
         /// As JSON instead of text.
         json: bool,
+        /// Which part of stage 1 it would be.
+        mode: Mode,
     },
     /// Show the report of the last boot.
     Status {
@@ -68,6 +76,9 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// Where the new root is, unless told otherwise.
+pub const SYSROOT: &str = "/sysroot";
+
 /// Exit code for arguments that cannot be understood.
 pub const USAGE_EXIT: u8 = 2;
 
@@ -87,23 +98,33 @@ pub struct CommandHelp {
 }
 
 const ROOT: (&str, &str, &str) = ("--root", "DIR", "read everything below DIR (default /)");
+const MODE: (&str, &str, &str) = (
+    "--mode",
+    "MODE",
+    "standalone (PID 1, the default) or systemd (a unit of its stage 1)",
+);
 const JSON: (&str, &str, &str) = ("--json", "", "print JSON instead of text");
 
 /// The commands that people use, in the order of the help.
 pub static COMMANDS: &[CommandHelp] = &[
     CommandHelp {
         name: "boot",
-        arguments: "",
-        summary: "boot the wanted system; what PID 1 does in the initrd",
-        options: &[],
+        arguments: "[--mode standalone|systemd] [--sysroot DIR]",
+        summary: "boot the wanted system; what the agent does in the initrd",
+        options: &[
+            MODE,
+            ("--sysroot", "DIR", "the new root (default /sysroot)"),
+        ],
         text: "As PID 1 under a name that ends in «init» the program boots whatever its arguments are: the kernel passes words of its command line that it
-does not know. Settings come from /etc/freshroot/config.json and from freshroot.* words on the kernel command line.",
+does not know. In systemd mode it is one unit of systemd's stage 1: it leaves a store, a symlink to the system and a report below the sysroot, which systemd has
+mounted, and ends; it fails where nothing can be booted. Settings come from /etc/freshroot/config.json and from freshroot.* words on the kernel command line.",
     },
     CommandHelp {
         name: "plan",
-        arguments: "[--root DIR] [--cmdline TEXT] [--config FILE] [--json]",
+        arguments: "[--mode standalone|systemd] [--root DIR] [--cmdline TEXT] [--config FILE] [--json]",
         summary: "print what boot would do, and why, without doing it",
         options: &[
+            MODE,
             ROOT,
             ("--cmdline", "TEXT", "use TEXT as the kernel command line"),
             ("--config", "FILE", "use FILE as the configuration"),
@@ -162,7 +183,7 @@ Example:
 pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<Command, Usage> {
     let mut arguments = arguments.into_iter().peekable();
     if pid == 1 && arguments.peek().is_some_and(|name| name.as_bytes().ends_with(b"init")) {
-        return Ok(Command::Boot);
+        return Ok(standalone());
     }
     let mut parser = Parser::from_iter(arguments);
     let Some(first) = next(&mut parser, None)? else {
@@ -191,18 +212,41 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
 
 fn boot(parser: &mut Parser) -> Result<Command, Usage> {
     let about = command("boot");
-    match next(parser, about)? {
-        None => Ok(Command::Boot),
-        Some(Short('h') | Long("help")) => Ok(Command::Help(about)),
-        Some(other) => Err(unexpected(other, about)),
+    let (mut mode, mut sysroot) = (Mode::default(), PathBuf::from(SYSROOT));
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            Long("mode") => mode = mode_of(&value(parser, about)?, about)?,
+            Long("sysroot") => sysroot = value(parser, about)?.into(),
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
+        }
     }
+    Ok(Command::Boot { mode, sysroot })
+}
+
+/// What the kernel starts.
+fn standalone() -> Command {
+    Command::Boot {
+        mode: Mode::Standalone,
+        sysroot: SYSROOT.into(),
+    }
+}
+
+fn mode_of(word: &OsStr, about: Option<&CommandHelp>) -> Result<Mode, Usage> {
+    let word = word.to_string_lossy();
+    word.parse().map_err(|error| {
+        let names = MODES.iter().map(|(name, _)| *name);
+        Usage(format!("{error}; {}{}", meant(nearest(&word, names)), see(about)))
+    })
 }
 
 fn plan(parser: &mut Parser) -> Result<Command, Usage> {
     let about = command("plan");
     let (mut root, mut cmdline, mut config, mut json) = (PathBuf::from("/"), None, None, false);
+    let mut mode = Mode::default();
     while let Some(argument) = next(parser, about)? {
         match argument {
+            Long("mode") => mode = mode_of(&value(parser, about)?, about)?,
             Long("root") => root = value(parser, about)?.into(),
             Long("cmdline") => cmdline = Some(value(parser, about)?),
             Long("config") => config = Some(value(parser, about)?.into()),
@@ -216,6 +260,7 @@ fn plan(parser: &mut Parser) -> Result<Command, Usage> {
         cmdline,
         config,
         json,
+        mode,
     })
 }
 
@@ -387,13 +432,23 @@ mod tests {
             cmdline: cmdline.map(OsString::from),
             config: config.map(PathBuf::from),
             json,
+            mode: Mode::Standalone,
+        }
+    }
+
+    fn boot(mode: Mode, sysroot: &str) -> Command {
+        Command::Boot {
+            mode,
+            sysroot: sysroot.into(),
         }
     }
 
     #[test]
     fn arguments_become_commands() {
         for (line, expected) in [
-            ("freshroot boot", Command::Boot),
+            ("freshroot boot", boot(Mode::Standalone, "/sysroot")),
+            ("freshroot boot --mode=systemd", boot(Mode::Systemd, "/sysroot")),
+            ("freshroot boot --sysroot /new --mode standalone", boot(Mode::Standalone, "/new")),
             ("freshroot plan", plan("/", None, None, false)),
             (
                 "freshroot plan --root=/x --cmdline a=b=c --config c.json --json",
@@ -449,6 +504,8 @@ mod tests {
             ("freshroot check-mount", ["check-mount takes PATH", "freshroot help check-mount"]),
             ("freshroot check-mount /a /b", ["«/b»", ""]),
             ("freshroot boot now", ["boot does not take «now»", ""]),
+            ("freshroot boot --mode sytemd", ["«sytemd» is no mode", "is systemd meant?"]),
+            ("freshroot plan --mod systemd", ["plan does not take «--mod»", "is --mode meant?"]),
             ("freshroot help plan x", ["«x»", ""]),
             ("freshroot tty-exec /x", ["TTY PROGRAM", ""]),
             ("freshroot tty-exec /x /y z", ["TTY PROGRAM", ""]),
@@ -461,8 +518,8 @@ mod tests {
     #[test]
     fn init_boots_whatever_words_the_kernel_passes_on() {
         for line in ["/init", "/init quiet splash", "/sbin/init --help plan -x", "init single"] {
-            assert_eq!(parse(words(line), 1), Ok(Command::Boot), "{line}");
-            assert_ne!(parse(words(line), 2), Ok(Command::Boot), "{line}");
+            assert_eq!(parse(words(line), 1), Ok(standalone()), "{line}");
+            assert_ne!(parse(words(line), 2), Ok(standalone()), "{line}");
         }
         // As PID 1 of a container under its own name it is a program like others.
         assert_eq!(parse(words("/bin/freshroot --version"), 1), Ok(Command::Version));
@@ -482,7 +539,8 @@ mod tests {
     fn every_option_of_the_help_is_taken_and_every_help_has_a_usage() {
         for about in COMMANDS {
             for (option, placeholder, _) in about.options {
-                let line = format!("freshroot {} {option} {placeholder}", about.name);
+                let value = if *option == "--mode" { "systemd" } else { placeholder };
+                let line = format!("freshroot {} {option} {value}", about.name);
                 assert!(parse(words(&line), 2).is_ok(), "{line}");
             }
             let text = help_text(Some(about));

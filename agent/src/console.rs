@@ -4,7 +4,7 @@
 //! writes to the consoles of `/proc/consoles`; so each message is seen once, everywhere.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -56,6 +56,29 @@ pub fn init_stderr(level: LevelFilter) {
     if builder.try_init().is_err() {
         tell_stderr("the log was set up before");
     }
+}
+
+/// Sends the log to standard error as a service does: where that is no terminal, each line begins with its level for the journal (sd-daemon(3)), which
+/// shows it on the console and knows by itself who wrote it.
+pub fn init_service(level: LevelFilter) {
+    if io::stderr().is_terminal() {
+        return init_stderr(level);
+    }
+    let mut builder = env_logger::Builder::new();
+    builder
+        .filter_level(LevelFilter::Warn)
+        .filter_module("freshroot", LevelFilter::Trace)
+        .write_style(env_logger::WriteStyle::Never)
+        .format(|line, record| line.write_all(service_lines(record.level(), &record.args().to_string()).as_bytes()));
+    if builder.try_init().is_err() {
+        tell_stderr("the log was set up before");
+    }
+    log::set_max_level(level);
+}
+
+/// A message as the journal takes it: every line has its level in front.
+fn service_lines(level: log::Level, text: &str) -> String {
+    text.lines().map(|line| format!("<{}>{line}\n", priority(level))).collect()
 }
 
 /// Where there is no log: unlike `eprintln!` this does not panic where there is no console either.
@@ -229,6 +252,12 @@ mod tests {
         sink(loud.path()).write_all(b"<6>freshroot: hello\n").unwrap();
         assert_eq!(fs::read(loud.path().join("dev/ttyS0")).unwrap(), b"", "the kernel shows it itself");
         assert_eq!(fs::read(loud.path().join("dev/kmsg")).unwrap(), b"<6>freshroot: hello");
+    }
+
+    #[test]
+    fn the_journal_gets_the_level_of_every_line() {
+        assert_eq!(service_lines(log::Level::Warn, "one\ntwo"), "<4>one\n<4>two\n");
+        assert_eq!(service_lines(log::Level::Info, "one"), "<6>one\n");
     }
 
     #[test]

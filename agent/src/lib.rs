@@ -19,6 +19,7 @@ pub mod formats;
 pub mod handover;
 pub mod http;
 pub mod kmod;
+pub mod mode;
 pub mod mount;
 pub mod net;
 pub mod plan;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::cache::{Held, held, read_generations};
 use crate::candidates::{Observed, RunningKernel, candidates};
 use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
+use crate::mode::Mode;
 use crate::mount::entry::{MountEntry, MountKind, Need};
 use crate::mount::system::{RO_STORE, RW_STORE, STORE, TOPLEVEL_LINK};
 use crate::select::{Target, Wanted, select};
@@ -75,12 +76,12 @@ struct Set {
     origin: String,
 }
 
-/// Plans from settings, the cache in the folder `cache` (none: nothing is cached), the kernel, and the entries to be mounted.
+/// Plans from settings for one mode, the cache in the folder `cache` (none: nothing is cached), the kernel, and the entries to be mounted.
 ///
 /// # Errors
 /// If a key or a channel's name is malformed, or the cache is there and cannot be read.
-pub fn plan(settings: &Settings, cache: Option<&Path>, kernel: &RunningKernel, entries: &[MountEntry]) -> Result<Plan> {
-    let (wanted, oddities) = select(settings).context("selecting a system")?;
+pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &RunningKernel, entries: &[MountEntry]) -> Result<Plan> {
+    let (wanted, oddities) = select(settings, mode).context("selecting a system")?;
     let mut warnings = settings.warnings.clone();
     warnings.extend(oddities);
     let (known, left_out) = match cache {
@@ -124,7 +125,7 @@ pub fn plan(settings: &Settings, cache: Option<&Path>, kernel: &RunningKernel, e
         without_answer,
         cache: kept_in(settings, cache.is_some()),
         generations: situation.candidates.iter().map(seen).collect(),
-        mounts: mounts(settings, entries),
+        mounts: mounts(settings, mode, entries),
         settings: TABLE
             .iter()
             .filter(|row| settings.origin(row.name) != Origin::Default)
@@ -220,13 +221,17 @@ fn shown(row: &Row, settings: &Settings) -> String {
     (row.show)(settings)
 }
 
-fn mounts(settings: &Settings, entries: &[MountEntry]) -> Vec<String> {
+fn mounts(settings: &Settings, mode: Mode, entries: &[MountEntry]) -> Vec<String> {
+    let root = match mode {
+        Mode::Standalone => format!("tmpfs at / (size {})", settings.root.tmpfs_size),
+        Mode::Systemd => "by systemd: /".to_owned(),
+    };
     let rw_store = match &settings.store.rw_device {
         Some(device) => format!("{device} at {RW_STORE}"),
         None => format!("tmpfs at {RW_STORE} (size {})", settings.store.tmpfs_size),
     };
     let mut mounts = vec![
-        format!("tmpfs at / (size {})", settings.root.tmpfs_size),
+        root,
         format!("squashfs at {RO_STORE} (the image, read-only)"),
         rw_store,
         format!("overlay at {STORE}"),
@@ -240,6 +245,7 @@ fn mount(entry: &MountEntry) -> String {
     let what = match entry.kind() {
         MountKind::Device(fs) => format!("{} on {}", fs.name(), entry.device().unwrap_or_default()),
         MountKind::Tmpfs => "tmpfs".to_owned(),
+        MountKind::Systemds { fs_type } => format!("by systemd: {fs_type} on {}", entry.device().unwrap_or("nothing")),
         MountKind::Bind { source, recursive: false } => format!("bind of {}", source.display()),
         MountKind::Bind { source, recursive: true } => format!("bind of {} and what is mounted below it", source.display()),
     };

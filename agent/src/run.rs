@@ -11,8 +11,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::boot::cache_disk::cache_folder;
 use crate::boot::system::entries;
+use crate::boot::{CACHE, Stage};
 use crate::candidates::RunningKernel;
 use crate::cli::{Command, help_text};
+use crate::mode::Mode;
 use crate::plan::plan;
 use crate::report::{self, Report};
 use crate::settings::Settings;
@@ -29,18 +31,14 @@ pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Help(about) => print(&help_text(about)),
         Command::Version => print(concat!("freshroot ", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::Boot => {
-            if std::process::id() != 1 {
-                bail!("boot is the job of PID 1 in an initrd; «freshroot plan» shows what it would do");
-            }
-            crate::boot::standalone::boot()
-        }
+        Command::Boot { mode, sysroot } => boot(&Stage { mode, sysroot }),
         Command::Plan {
             root,
             cmdline,
             config,
             json,
-        } => show_plan(&root, cmdline.as_deref(), config.as_deref(), json),
+            mode,
+        } => show_plan(&root, mode, cmdline.as_deref(), config.as_deref(), json),
         Command::Status { root, json } => show_status(&root, json),
         Command::Fail { unit } => {
             if std::process::id() == 1 {
@@ -59,12 +57,23 @@ pub fn run(command: Command) -> Result<ExitCode> {
     }
 }
 
+fn boot(stage: &Stage) -> Result<ExitCode> {
+    match (stage.mode, std::process::id()) {
+        (Mode::Standalone, 1) => crate::boot::standalone::boot(stage),
+        (Mode::Standalone, _) => bail!(
+            "boot is the job of PID 1 in an initrd; a unit in systemd's stage 1 calls it with --mode systemd, and «freshroot plan» shows what it would do"
+        ),
+        (Mode::Systemd, 1) => bail!("PID 1 has all of stage 1 to do: leave --mode systemd out, or let systemd start this as a unit"),
+        (Mode::Systemd, _) => Ok(crate::boot::in_systemd::boot(stage)),
+    }
+}
+
 fn print(text: &str) -> Result<ExitCode> {
     stdout().write_all(text.as_bytes()).context("writing to standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_plan(root: &Path, cmdline: Option<&OsStr>, config: Option<&Path>, json: bool) -> Result<ExitCode> {
+fn show_plan(root: &Path, mode: Mode, cmdline: Option<&OsStr>, config: Option<&Path>, json: bool) -> Result<ExitCode> {
     let settings = Settings::read_with(root, config, cmdline.map(OsStr::as_bytes))?;
     let release = root.join("proc/sys/kernel/osrelease");
     let release = fs::read_to_string(&release).with_context(|| format!("reading {}", release.display()))?;
@@ -72,9 +81,15 @@ fn show_plan(root: &Path, cmdline: Option<&OsStr>, config: Option<&Path>, json: 
         release: release.trim().to_owned(),
         store_name: settings.kernel.store_name.clone(),
     };
-    let mounted = root.join(crate::boot::CACHE.trim_start_matches('/'));
+    let mounted = root.join(CACHE.trim_start_matches('/'));
     let cache = cache_folder(&mounted, &settings);
-    let plan = plan(&settings, cache.exists().then_some(cache.as_path()), &kernel, &entries(&settings)?)?;
+    let plan = plan(
+        &settings,
+        mode,
+        cache.exists().then_some(cache.as_path()),
+        &kernel,
+        &entries(&settings, mode)?,
+    )?;
     if json {
         print(&(serde_json::to_string_pretty(&plan)? + "\n"))
     } else {

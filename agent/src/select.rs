@@ -9,6 +9,7 @@ use crate::formats::Refusal;
 use crate::formats::answer::Question;
 use crate::formats::authorised::{Authorised, Trust};
 use crate::formats::manifest::System;
+use crate::mode::Mode;
 use crate::settings::{InitWord, Settings};
 use crate::store_path::StorePath;
 
@@ -19,9 +20,27 @@ pub struct Wanted {
     pub target: Target,
     /// What authorises it.
     pub trust: Trust,
+    /// The only system that can be booted, because somebody else follows `init=` to it.
+    pub only: Option<StorePath>,
 }
 
 impl Wanted {
+    /// The system of a generation that would be booted: what is wanted, or, as a fall-back, its own default.
+    pub fn system_of<'a>(&self, authorised: &'a Authorised) -> Option<&'a System> {
+        let wanted = self.target.system_of(authorised);
+        wanted.or_else(|| authorised.manifest().default_system())
+    }
+
+    /// Why a generation cannot be booted, because of what is on the command line; nothing if it can.
+    pub fn rules_out(&self, authorised: &Authorised) -> Option<String> {
+        let (only, system) = (self.only.as_ref()?, self.system_of(authorised)?);
+        (system.toplevel != *only).then(|| {
+            format!(
+                "init= names {only}, and systemd's stage 1 boots exactly that: with init=/nix/.freshroot/init freshroot.system={only} another system can be fallen back to"
+            )
+        })
+    }
+
     /// What a server would be asked: a pin names the manifest itself. Nothing if nothing is wanted.
     pub fn question(&self) -> Option<Question> {
         match (self.trust.pinned, &self.target) {
@@ -76,9 +95,16 @@ impl std::fmt::Display for Target {
 
 /// What the settings want, with sentences about what was odd.
 ///
+/// | `init=` | standalone | systemd, where NixOS's units follow `init=` and nothing else |
+/// |---|---|---|
+/// | `/nix/.freshroot/init` | selects nothing: the agent's choice is followed | the same |
+/// | `/nix/store/X/init` | selects X, unless `freshroot.system=` names another | selects X; nothing else can be booted |
+/// | another program | is ignored | is ignored, and will be started by systemd |
+/// | none | selects nothing | selects nothing; NixOS's units will fail |
+///
 /// # Errors
 /// If a trusted key or the channel's name is malformed.
-pub fn select(settings: &Settings) -> Result<(Wanted, Vec<String>), Refusal> {
+pub fn select(settings: &Settings, mode: Mode) -> Result<(Wanted, Vec<String>), Refusal> {
     let malformed = |error: &dyn std::fmt::Display| Refusal::Malformed(error.to_string());
     let mut oddities = Vec::new();
     let keys = settings
@@ -89,22 +115,42 @@ pub fn select(settings: &Settings) -> Result<(Wanted, Vec<String>), Refusal> {
     let by_init = match &settings.init {
         InitWord::Toplevel(toplevel) => Some(toplevel),
         InitWord::Other(program) => {
-            oddities.push(format!(
-                "init={program} names no system (/nix/store/<hash>-<name>/init does): it is ignored"
-            ));
+            oddities.push(match mode {
+                Mode::Standalone => format!("init={program} names no system (/nix/store/<hash>-<name>/init does): it is ignored"),
+                Mode::Systemd => {
+                    format!("init={program} names no system, and systemd will start it all the same: write init=/nix/.freshroot/init")
+                }
+            });
             None
         }
-        InitWord::Absent | InitWord::Ours => None,
-    };
-    let system = match (&settings.system, by_init) {
-        (Some(system), Some(other)) if system != other => {
-            oddities.push(format!(
-                "freshroot.system= and init= name different systems: {system} is used, {other} is ignored"
-            ));
-            Some(system)
+        InitWord::Absent => {
+            if mode == Mode::Systemd {
+                oddities.push(
+                    "there is no init= on the kernel command line, and NixOS's stage 1 finds no system without it: write init=/nix/.freshroot/init"
+                        .to_owned(),
+                );
+            }
+            None
         }
-        (Some(system), _) => Some(system),
-        (None, by_init) => by_init,
+        InitWord::Ours => None,
+    };
+    let system = match (&settings.system, by_init, mode) {
+        (Some(system), Some(by_init), _) if system != by_init => {
+            let (used, ignored) = match mode {
+                Mode::Standalone => (system, by_init),
+                Mode::Systemd => (by_init, system),
+            };
+            oddities.push(format!(
+                "freshroot.system= and init= name different systems: {used} is used, {ignored} is ignored"
+            ));
+            Some(used)
+        }
+        (Some(system), _, _) => Some(system),
+        (None, by_init, _) => by_init,
+    };
+    let only = match mode {
+        Mode::Standalone => None,
+        Mode::Systemd => by_init.cloned(),
     };
     let target = match (system, settings.manifest_sha256, &settings.channel) {
         (Some(system), _, _) => Target::System(system.clone()),
@@ -117,5 +163,62 @@ pub fn select(settings: &Settings) -> Result<(Wanted, Vec<String>), Refusal> {
         pinned: settings.manifest_sha256,
         allow_unsigned: settings.allow_unsigned,
     };
-    Ok((Wanted { target, trust }, oddities))
+    Ok((Wanted { target, trust, only }, oddities))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const A: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a";
+    const B: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-b";
+
+    #[test]
+    fn init_selects_as_far_as_others_follow_it() {
+        use Mode::{Standalone, Systemd};
+        for (mode, line, target, only, odd) in [
+            (Standalone, "init=/nix/.freshroot/init", "any cached system", None, ""),
+            (Systemd, "init=/nix/.freshroot/init", "any cached system", None, ""),
+            (Standalone, "init=A/init", "system a", None, ""),
+            (Systemd, "init=A/init", "system a", Some(A), ""),
+            (
+                Standalone,
+                "init=A/init freshroot.system=B",
+                "system b",
+                None,
+                "B is used, A is ignored",
+            ),
+            (
+                Systemd,
+                "init=A/init freshroot.system=B",
+                "system a",
+                Some(A),
+                "A is used, B is ignored",
+            ),
+            (Systemd, "init=A/init freshroot.system=A", "system a", Some(A), ""),
+            (Systemd, "init=/nix/.freshroot/init freshroot.system=B", "system b", None, ""),
+            (Standalone, "init=/bin/sh", "any cached system", None, "it is ignored"),
+            (Systemd, "init=/bin/sh", "any cached system", None, "systemd will start it"),
+            (Standalone, "", "any cached system", None, ""),
+            (Systemd, "", "any cached system", None, "there is no init="),
+        ] {
+            let long = |text: &str| {
+                text.replace("A/", &format!("{A}/"))
+                    .replace("=A", &format!("={A}"))
+                    .replace("=B", &format!("={B}"))
+            };
+            let settings = Settings::from_sources(None, long(line).as_bytes()).unwrap();
+            let (wanted, oddities) = select(&settings, mode).unwrap();
+            let seen = wanted.target.to_string();
+            assert!(seen.ends_with(target.trim_start_matches("system ")), "{mode} {line}: {seen}");
+            assert_eq!(wanted.only.as_ref().map(StorePath::as_str), only, "{mode} {line}");
+            let odd = odd.replace("A is", &format!("{A} is")).replace("B is", &format!("{B} is"));
+            assert_eq!(oddities.len(), usize::from(!odd.is_empty()), "{mode} {line}: {oddities:?}");
+            assert!(
+                oddities.iter().all(|sentence| sentence.contains(&odd)),
+                "{mode} {line}: {oddities:?}"
+            );
+        }
+    }
 }

@@ -1,7 +1,8 @@
-//! Kernel uevents, as netlink delivers them.
+//! Uevents, as netlink delivers them.
 //!
 //! The kernel multicasts every event to the group 1 of `NETLINK_KOBJECT_UEVENT`, in the network namespaces that belong to the initial user
-//! namespace (Linux `lib/kobject_uevent.c`). udev's own messages go to group 2 and are not asked for.
+//! namespace (Linux `lib/kobject_uevent.c`). Where udev runs, it tells the group 2 of a device once its rules are done with it: only then are there the
+//! links that it makes.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,6 +16,11 @@ use nix::sys::socket::{
 
 /// The kernel's group.
 const KERNEL: u32 = 1;
+/// udev's group.
+const UDEV: u32 = 2;
+/// How a message of udev begins (systemd's `src/libsystemd/sd-device/device-monitor.c`, `monitor_netlink_header`): this, a magic number in network order, then the
+/// sizes of the header and the place and length of the properties in the machine's own order.
+const UDEV_PREFIX: &[u8] = b"libudev\0\xfe\xed\xca\xfe";
 
 /// More than the kernel puts into one message: `UEVENT_BUFFER_SIZE` (2048) and a path.
 const MESSAGE: usize = 8192;
@@ -66,14 +72,35 @@ pub fn parse(message: &[u8]) -> Option<Uevent> {
     if action.is_empty() || !devpath.starts_with('/') {
         return None;
     }
-    let properties = fields
-        .filter_map(|field| field.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())))
-        .collect();
     Some(Uevent {
         action: action.to_owned(),
         devpath: devpath.to_owned(),
+        properties: properties(fields),
+    })
+}
+
+/// Parses a message of udev. Anything else is `None`.
+pub fn parse_udev(message: &[u8]) -> Option<Uevent> {
+    let header = message.strip_prefix(UDEV_PREFIX)?;
+    let number = |at: usize| Some(u32::from_ne_bytes(header.get(at..at + 4)?.try_into().ok()?) as usize);
+    let (start, length) = (number(4)?, number(8)?);
+    let fields = message.get(start..start.checked_add(length)?)?.split(|byte| *byte == 0);
+    let properties = properties(fields.map(String::from_utf8_lossy));
+    let value = |wanted: &str| {
+        let mut found = properties.iter().filter(|(key, _)| key == wanted);
+        found.next().map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
+    };
+    Some(Uevent {
+        action: value("ACTION")?,
+        devpath: value("DEVPATH").filter(|path| path.starts_with('/'))?,
         properties,
     })
+}
+
+fn properties<'a>(fields: impl Iterator<Item = std::borrow::Cow<'a, str>>) -> Vec<(String, String)> {
+    fields
+        .filter_map(|field| field.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())))
+        .collect()
 }
 
 /// What came of waiting for an event.
@@ -96,16 +123,28 @@ pub trait Source {
     fn next(&mut self, deadline: Instant) -> io::Result<Received>;
 }
 
-/// The kernel's events from the moment of opening on.
+/// The events of the kernel, and of udev where asked for, from the moment of opening on.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
 impl Socket {
-    /// Subscribes. Do it before the first look at `/sys`, so that nothing falls in between.
+    /// Subscribes to the kernel's events. Do it before the first look at `/sys`, so that nothing falls in between.
     ///
     /// # Errors
     /// Those of `socket` and `bind`.
     pub fn open() -> io::Result<Self> {
+        Self::of(KERNEL)
+    }
+
+    /// As [`Socket::open`], and subscribes to udev's, too.
+    ///
+    /// # Errors
+    /// Those of `socket` and `bind`.
+    pub fn open_with_udev() -> io::Result<Self> {
+        Self::of(KERNEL | UDEV)
+    }
+
+    fn of(groups: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(
             AddressFamily::Netlink,
@@ -117,7 +156,7 @@ impl Socket {
             // Only without CAP_NET_ADMIN. The usual buffer holds some 200 events, and an overrun is noticed.
             log::debug!("keeping the usual buffer for uevents: {error}");
         }
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self(socket))
     }
 
@@ -132,9 +171,10 @@ impl Socket {
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error),
             };
-            // Any process with CAP_SYS_ADMIN can send to the group; only the kernel has the port 0.
+            // Any process with CAP_SYS_ADMIN can send to a group; only the kernel has the port 0.
             let from_kernel = sender.is_some_and(|sender| sender.pid() == 0);
-            if let Some(event) = message.get(..length).and_then(parse).filter(|_| from_kernel) {
+            let parse = if from_kernel { parse } else { parse_udev };
+            if let Some(event) = message.get(..length).and_then(parse) {
                 return Ok(Some(Received::Event(event)));
             }
         }
@@ -190,6 +230,27 @@ mod tests {
     }
 
     #[test]
+    fn a_message_of_udev_is_an_event_once_its_rules_are_done() {
+        let properties = b"UDEV_DATABASE_VERSION=1\0ACTION=change\0DEVPATH=/devices/virtual/block/dm-0\0SUBSYSTEM=block\0";
+        let message = |start: u32, length: usize| {
+            let numbers = [40, start, length as u32, 1, 2, 3, 4].map(u32::to_ne_bytes).concat();
+            [UDEV_PREFIX, &numbers, properties].concat()
+        };
+        let event = parse_udev(&message(40, properties.len())).unwrap();
+        assert_eq!(
+            (event.action.as_str(), event.device(), event.is_block_news()),
+            ("change", "dm-0", true)
+        );
+        for (start, length) in [(40, properties.len() + 1), (41, properties.len()), (u32::MAX, 1), (40, 0), (40, 24)] {
+            assert_eq!(parse_udev(&message(start, length)), None, "{start} {length}");
+        }
+        assert_eq!(parse(&message(40, properties.len())), None);
+        for other in [&b"libudev\0"[..], b"add@/devices/x\0", UDEV_PREFIX] {
+            assert_eq!(parse_udev(other), None);
+        }
+    }
+
+    #[test]
     fn messages_of_udev_and_garbage_are_ignored() {
         for message in [
             &b"libudev\0\xfe\xed\xca\xfe"[..],
@@ -218,6 +279,7 @@ mod tests {
         #[test]
         fn any_message_is_parsed_without_panic(message in prop::collection::vec(any::<u8>(), 0..200)) {
             parse(&message);
+            parse_udev(&[UDEV_PREFIX, &message].concat());
         }
     }
 }

@@ -14,6 +14,7 @@ use freshroot::boot::cache_disk::open_cache;
 use freshroot::candidates::RunningKernel;
 use freshroot::digest::Digest;
 use freshroot::formats::key::SecretKey;
+use freshroot::mode::Mode;
 use freshroot::report::Report;
 use freshroot::select::{Wanted, select};
 use freshroot::settings::Settings;
@@ -35,7 +36,7 @@ fn offline(verify: &str) -> (Settings, Wanted) {
         trusted.public()
     );
     let settings = Settings::from_sources(Some(("config.json", text.as_bytes())), b"").unwrap();
-    let (wanted, _) = select(&settings).unwrap();
+    let (wanted, _) = select(&settings, Mode::Standalone).unwrap();
     (settings, wanted)
 }
 

@@ -49,6 +49,9 @@ cases! {
         a_bad_entry_is_refused_by_its_name
         verify_size_only_looks_at_the_size
         without_a_cache_disk_the_image_lives_in_ram;
+    "plan --mode systemd":
+        under_systemd_its_entries_are_looked_for_and_binds_are_made
+        under_systemd_a_system_in_init_is_the_only_one_that_boots;
     "status":
         a_report_shows_how_the_system_was_booted
         a_report_shows_why_a_boot_failed

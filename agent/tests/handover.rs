@@ -17,6 +17,7 @@ use freshroot::handover::prepare::prepare;
 use freshroot::handover::run_in_root::run_in_root;
 use freshroot::handover::switch_root::switch_root;
 use freshroot::handover::toplevel;
+use freshroot::mode::Mode;
 use freshroot::mount::api_fs::mount_api_file_systems;
 use freshroot::mount::fs_context::DetachedMount;
 use freshroot::mount::mount_log::MountLog;
@@ -153,7 +154,7 @@ fn demo_system(sysroot: &Path, prepare_root: &str, init: &str) {
 }
 
 fn handover(sysroot: &Path) -> HandOver {
-    let toplevel = toplevel::check(sysroot, Path::new(TOPLEVEL)).unwrap();
+    let toplevel = toplevel::check(sysroot, Path::new(TOPLEVEL), Mode::Standalone).unwrap();
     assert_eq!(toplevel.kind(), InitKind::PrepareRoot);
     HandOver {
         sysroot: sysroot.to_owned(),

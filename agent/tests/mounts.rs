@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use freshroot::mode::Mode;
 use freshroot::mount::entry::{DeviceFs, FileSystemEntry, MountEntry};
 use freshroot::mount::loop_device::{LoopDevice, LoopOptions};
 use freshroot::mount::mount_log::MountLog;
@@ -292,7 +293,7 @@ fn loop_devices_taken_at_the_same_time_are_all_different() {
 
 fn entries(json: &str) -> Vec<MountEntry> {
     let entries: Vec<FileSystemEntry> = serde_json::from_str(json).unwrap();
-    order(&entries).unwrap()
+    order(&entries, Mode::Standalone).unwrap()
 }
 
 /// A root with nothing but a tmpfs.

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use freshroot::net::systems::wait_for_systems;
 use freshroot::net::{Family, IpParam, NetError, NetPaths, NetSettings, Network, Summary, ip_param};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -636,5 +637,72 @@ fn no_carrier_and_no_card_are_told_apart() {
         .0
         .expect_err("no network");
         assert!(matches!(err, NetError::Off), "{err}");
+    });
+}
+
+/// As when systemd-networkd is at work: an interface is set up, then has an address, then a route.
+fn configure(lab: &Lab, card: &str, address: &str, gateway: Option<&str>) {
+    lab.machine(&["link", "set", card, "up"]);
+    lab.machine(&["addr", "add", address, "dev", card]);
+    if let Some(gateway) = gateway {
+        lab.machine(&["route", "add", "default", "via", gateway]);
+    }
+}
+
+#[test]
+fn a_network_that_somebody_else_configures_is_waited_for_and_a_second_card_costs_nothing() {
+    Lab::test(|lab| {
+        lab.card("eth0", "srv0", &[]);
+        lab.card("eth1", "srv1", &[SERVER]);
+        // Has a carrier, and nobody will ever give it an address.
+        lab.machine(&["link", "set", "eth0", "up"]);
+        let settings = lab.settings();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut lines = Vec::new();
+        let summary = wait_for_systems(&settings, deadline, &mut |line| {
+            // Once it is waited for: the rest comes by the kernel's events alone.
+            if lines.is_empty() {
+                configure(lab, "eth1", "192.0.2.7/24", Some("192.0.2.1"));
+            }
+            lines.push(line.to_owned());
+        })
+        .unwrap();
+        assert!(Instant::now() < deadline, "{lines:?}");
+        assert_eq!(
+            (summary.interface.as_str(), summary.addresses[0].to_string().as_str()),
+            ("eth1", "192.0.2.7/24")
+        );
+        assert_eq!(summary.gateways, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert!(
+            lines.iter().any(|line| line.contains("eth0 has a carrier and no address")),
+            "{lines:?}"
+        );
+        assert!(!lab.folder.path().join("etc/resolv.conf").exists(), "nothing is configured here");
+        reach("192.0.2.1");
+    });
+}
+
+#[test]
+fn at_the_deadline_it_is_told_how_far_somebody_else_came() {
+    Lab::test(|lab| {
+        let wait =
+            |settings: &NetSettings| wait_for_systems(settings, Instant::now() + Duration::from_millis(300), &mut |_| {}).unwrap_err();
+        assert!(matches!(wait(&lab.settings()), NetError::NoInterface { .. }));
+        lab.card("eth0", "srv0", &[SERVER]);
+        assert!(matches!(wait(&lab.settings()), NetError::NoCarrier { links, .. } if links == ["eth0"]));
+        configure(lab, "eth0", "fd00::7/64", None);
+        let error = wait(&NetSettings {
+            family: Some(Family::V4),
+            ..lab.settings()
+        });
+        assert!(
+            error.to_string().contains("eth0 has") && error.remedy().contains("network.by"),
+            "{error}"
+        );
+        let named = NetSettings {
+            interface: Some("eth7".to_owned()),
+            ..lab.settings()
+        };
+        assert!(wait(&named).to_string().contains("left alone: eth0"));
     });
 }

@@ -1,6 +1,6 @@
 //! The loop of decisions: observe, decide, do the one thing that was decided, observe again, until an image is ready or nothing can be had.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
@@ -57,6 +57,7 @@ pub struct Acquire<'a> {
     kernel: RunningKernel,
     disk: Option<Cache>,
     ram: Option<ram::RamStore>,
+    ram_place: PathBuf,
     entries: Vec<Entry>,
     answer: Answer,
     /// The answer was waited for only as long as there was something else to boot.
@@ -112,11 +113,17 @@ impl<'a> Acquire<'a> {
             kernel,
             disk,
             ram: None,
+            ram_place: root.join("run/freshroot/ram"),
             entries,
             answer: Answer::NotAsked,
             hurried: false,
             online,
         }
+    }
+
+    /// Where an image that is kept in RAM is mounted, if not in this root's own `/run`.
+    pub fn keep_in_ram_at(&mut self, place: &Path) {
+        place.clone_into(&mut self.ram_place);
     }
 
     /// Decides and acts until an image is ready.
@@ -481,7 +488,7 @@ impl<'a> Acquire<'a> {
         anyhow::ensure!(on_disk || bootable.is_empty(), "the cache has no room for it");
         if !on_disk {
             self.ram = None;
-            self.ram = Some(ram::RamStore::make(self.root, &image)?);
+            self.ram = Some(ram::RamStore::make(self.root, &self.ram_place, &image)?);
         }
         let cache = if on_disk {
             self.disk.as_ref()

@@ -8,8 +8,8 @@ use super::acquire::{Acquire, Acquired};
 use super::cache_disk::{cache_folder, mount_cache, open_cache};
 use super::disks::Disks;
 use super::failing::keep_report;
-use super::system::{self, SYSROOT};
-use super::{CACHE, ROOT};
+use super::system;
+use super::{ROOT, Stage};
 use crate::cache::Cache;
 use crate::candidates::RunningKernel;
 use crate::cmdline::CommandLine;
@@ -47,15 +47,20 @@ pub(super) struct Built<T> {
 ///
 /// # Errors
 /// Why nothing can be booted. Nothing is mounted below the sysroot then; the cache still is.
-pub(super) fn attempt<T>(settings: &Settings, report: &mut Report, make_ready: MakeReady<'_, T>) -> Result<Built<T>, Failure> {
+pub(super) fn attempt<T>(
+    stage: &Stage,
+    settings: &Settings,
+    report: &mut Report,
+    make_ready: MakeReady<'_, T>,
+) -> Result<Built<T>, Failure> {
     for warning in &settings.warnings {
         report.warn(warning.clone());
     }
-    let (wanted, oddities) = select(settings).map_err(|error| Failure::new(error, CORRECT))?;
+    let (wanted, oddities) = select(settings, stage.mode).map_err(|error| Failure::new(error, CORRECT))?;
     for oddity in oddities {
         report.warn(oddity);
     }
-    let entries = system::entries(settings).map_err(|error| Failure::new(error, CORRECT))?;
+    let entries = system::entries(settings, stage.mode).map_err(|error| Failure::new(error, CORRECT))?;
     if settings.allow_unsigned {
         report.warn("allowUnsigned is set: whoever answers first decides what this machine runs");
     }
@@ -71,14 +76,16 @@ pub(super) fn attempt<T>(settings: &Settings, report: &mut Report, make_ready: M
         CommandLine::default()
     });
     let (mut disks, oddities) = report
-        .step("drivers", |_| Disks::open(Path::new(ROOT), settings, &command_line))
+        .step("drivers", |_| Disks::open(Path::new(ROOT), stage.mode, settings, &command_line))
         .map_err(|error| Failure::new(error, "check the kernel and the modules of the initrd"))?;
     for oddity in oddities {
         report.warn(oddity);
     }
-    let cache = find_cache(settings, &mut disks, report);
+    let cache = find_cache(stage, settings, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report);
+    acquire.keep_in_ram_at(&stage.ram());
     let built = Build {
+        stage,
         settings,
         wanted: &wanted,
         entries: &entries,
@@ -104,6 +111,7 @@ enum Unbuilt {
 
 /// What the new root is built from, besides the image.
 struct Build<'a, T> {
+    stage: &'a Stage,
     settings: &'a Settings,
     wanted: &'a Wanted,
     entries: &'a [MountEntry],
@@ -142,7 +150,6 @@ impl<T> Build<'_, T> {
     }
 
     fn build(&self, disks: &mut Disks, acquired: &Acquired, log: &mut MountLog, report: &mut Report) -> Result<T, Unbuilt> {
-        let sysroot = Path::new(SYSROOT);
         let chosen = chosen_system(self.wanted, acquired).map_err(Unbuilt::Image)?;
         let path = chosen.toplevel.clone();
         report.source = Some(acquired.source);
@@ -150,7 +157,7 @@ impl<T> Build<'_, T> {
         log::info!("system: {path}");
         report
             .step("mount store", |_| {
-                system::mount_store(sysroot, self.settings, &acquired.image, &path, disks, log)
+                system::mount_store(self.stage, self.settings, &acquired.image, &path, disks, log)
             })
             .map_err(|error| match error {
                 system::StoreError::Image(error) => Unbuilt::Image(error),
@@ -160,11 +167,13 @@ impl<T> Build<'_, T> {
                 )),
             })?;
         let toplevel = report
-            .step("check system", |_| toplevel::check(sysroot, Path::new(path.as_str())))
+            .step("check system", |_| {
+                toplevel::check(&self.stage.sysroot, Path::new(path.as_str()), self.stage.mode)
+            })
             .map_err(|error| Unbuilt::Image(error.into()))?;
         report
             .step("mount file systems", |report| {
-                system::mount_entries(sysroot, self.entries, disks, log, report)
+                system::mount_entries(self.stage, self.entries, disks, log, report)
             })
             .map_err(|error| {
                 Unbuilt::Machine(Failure::new(
@@ -176,14 +185,10 @@ impl<T> Build<'_, T> {
     }
 }
 
-/// The system of a generation that is to be booted: what is wanted, or, as a fall-back, its own default.
+/// The system of a generation that is to be booted, for the report.
 fn chosen_system(wanted: &Wanted, acquired: &Acquired) -> Result<ChosenSystem> {
     let authorised = &acquired.known.authorised;
-    let system = wanted
-        .target
-        .system_of(authorised)
-        .or_else(|| authorised.manifest().default_system())
-        .context("the manifest names no system")?;
+    let system = wanted.system_of(authorised).context("the manifest names no system")?;
     Ok(ChosenSystem {
         toplevel: system.toplevel.clone(),
         name: system.name.clone(),
@@ -214,15 +219,15 @@ fn running_kernel(settings: &Settings) -> RunningKernel {
 }
 
 /// The cache on its disk. Without one, images live in RAM: said aloud, and the boot goes on.
-fn find_cache(settings: &Settings, disks: &mut Disks, report: &mut Report) -> Option<Cache> {
+fn find_cache(stage: &Stage, settings: &Settings, disks: &mut Disks, report: &mut Report) -> Option<Cache> {
     if settings.cache.device.is_none() {
         log::info!("no cache.device is configured: images are kept in RAM");
         return None;
     }
-    let mounted = Path::new(CACHE);
+    let mounted = stage.cache();
     let found = report.step("cache", |_| {
-        mount_cache(mounted, settings, disks)?;
-        open_cache(&cache_folder(mounted, settings))
+        mount_cache(&mounted, settings, disks)?;
+        open_cache(&cache_folder(&mounted, settings))
     });
     match found {
         Ok(cache) => Some(cache),

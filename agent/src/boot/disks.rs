@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::cmdline::CommandLine;
 use crate::device::find::{Progress, wait_for};
 use crate::device::name::DeviceName;
 use crate::device::observe::BlockDevice;
 use crate::kmod::{self, Loader, Options};
+use crate::mode::Mode;
 use crate::settings::Settings;
 use crate::uevent::Socket;
 
@@ -24,21 +25,27 @@ const TELL_AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Disks {
     root: PathBuf,
+    mode: Mode,
     events: Socket,
     loader: Loader,
 }
 
 impl Disks {
-    /// Loads drivers: the configured ones, and those for the hardware that is there. Returns what was odd.
+    /// Loads drivers: the configured ones, and, where there is no udev that does so, those for the hardware that is there. Returns what was odd.
     ///
     /// # Errors
     /// If the kernel's events cannot be followed.
-    pub fn open(root: &Path, settings: &Settings, command_line: &CommandLine) -> Result<(Self, Vec<String>)> {
+    pub fn open(root: &Path, mode: Mode, settings: &Settings, command_line: &CommandLine) -> Result<(Self, Vec<String>)> {
         // Before the first look, so that no event falls in between.
-        let events = Socket::open().context("following the kernel's events")?;
+        let events = match mode {
+            Mode::Standalone => Socket::open(),
+            Mode::Systemd => Socket::open_with_udev(),
+        };
+        let events = events.context("following the kernel's events")?;
         let loader = Loader::new(root, None, Options::from_command_line(command_line))?;
         let mut disks = Self {
             root: root.to_owned(),
+            mode,
             events,
             loader,
         };
@@ -49,7 +56,7 @@ impl Disks {
         for name in ALWAYS {
             disks.load(name);
         }
-        if settings.kernel.autoload {
+        if settings.kernel.autoload && mode == Mode::Standalone {
             let settled =
                 kmod::settle(&mut disks.loader, &mut disks.events, Instant::now() + settings.kernel.settle).context("loading drivers")?;
             // A driver that does not fit its device is everyday life; what is missing because of it says so later.
@@ -70,10 +77,15 @@ impl Disks {
     /// If no device, or more than one, has this name when `limit` is over.
     pub fn find(&mut self, name: &str, limit: Duration) -> Result<BlockDevice> {
         let name: DeviceName = name.parse()?;
+        ensure!(
+            self.mode == Mode::Systemd || !name.needs_udev(),
+            "{name} is a link that udev makes, which does not run here; use the label or the UUID that `blkid` prints"
+        );
         let started = Instant::now();
         let mut told = started;
-        let (loader, root) = (&mut self.loader, &self.root);
+        let (loader, root, mode) = (&mut self.loader, &self.root, self.mode);
         let found = wait_for(root, &name, started + limit, &mut self.events, &mut |progress| match progress {
+            Progress::Event(_) | Progress::Overrun if mode == Mode::Systemd => {}
             Progress::Event(event) => {
                 if let Some(alias) = event.new_modalias() {
                     loader.load_matching(alias);

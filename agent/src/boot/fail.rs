@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 
+use super::Stage;
 use super::attempt::read_settings;
 use super::failing::Failing;
 use crate::failure::{self, EndBy};
+use crate::mode::Mode;
 use crate::report::{self, Failure, Outcome, Report};
 
 const LOCK: &str = "run/freshroot/fail.lock";
@@ -59,7 +61,12 @@ pub fn fail(root: &Path, unit: Option<&str>) -> Result<()> {
         Told::Nothing | Told::Unreadable(_) => Report::new(&boot_id),
     };
     report.outcome = Outcome::Failed;
+    let stage = Stage {
+        mode: Mode::Systemd,
+        sysroot: crate::cli::SYSROOT.into(),
+    };
     let failing = Failing {
+        stage: &stage,
         policy: &policy,
         failures: 0,
         again: false,

@@ -7,8 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::cache_disk::cache_folder;
-use super::system::SYSROOT;
-use super::{CACHE, ROOT};
+use super::{ROOT, Stage};
 use crate::cache::reports;
 use crate::failure;
 use crate::report::{self, Failure, Report};
@@ -16,6 +15,8 @@ use crate::settings::{OnFailure, Settings};
 
 /// How the failures of this boot go on.
 pub(super) struct Failing<'a> {
+    /// Where.
+    pub stage: &'a Stage,
     /// What is to be done.
     pub policy: &'a OnFailure,
     /// Failures of this boot so far.
@@ -28,7 +29,7 @@ impl Failing<'_> {
     /// Says why on every console, keeps the report, and takes the cache down. `next` says what follows after which pause where nothing is tried again.
     pub fn tell(&self, failure: Failure, mut report: Report, settings: Option<&Settings>, next: &dyn Fn(Duration) -> String) -> Duration {
         let root = Path::new(ROOT);
-        let cache = settings.and_then(mounted_cache);
+        let cache = settings.and_then(|settings| mounted_cache(self.stage, settings));
         let earlier = cache
             .as_deref()
             .map_or(0, |cache| reports::failures_in_a_row(cache, &report.boot_id));
@@ -45,12 +46,11 @@ impl Failing<'_> {
             log::warn!("the report is not kept: {error:#}");
         }
         // Clean for the next mount, whoever makes it.
-        for place in caches() {
-            match rustix::mount::unmount(&place, rustix::mount::UnmountFlags::empty()) {
-                // Nothing is mounted there, or there is no such folder.
-                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-                Err(error) => log::warn!("{} stays mounted: {error}", place.display()),
-            }
+        let cache = self.stage.cache();
+        match rustix::mount::unmount(&cache, rustix::mount::UnmountFlags::empty()) {
+            // Nothing is mounted there, or there is no such folder.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => log::warn!("{} stays mounted: {error}", cache.display()),
         }
         if self.again {
             failure::pause(root, pause, "the next try");
@@ -59,16 +59,8 @@ impl Failing<'_> {
     }
 }
 
-/// Where the cache may be mounted: in the initrd, or below the new root already.
-fn caches() -> [PathBuf; 2] {
-    [PathBuf::from(CACHE), PathBuf::from(format!("{SYSROOT}{CACHE}"))]
-}
-
-fn mounted_cache(settings: &Settings) -> Option<PathBuf> {
-    caches()
-        .into_iter()
-        .map(|place| cache_folder(&place, settings))
-        .find(|folder| folder.exists())
+fn mounted_cache(stage: &Stage, settings: &Settings) -> Option<PathBuf> {
+    Some(cache_folder(&stage.cache(), settings)).filter(|folder| folder.exists())
 }
 
 /// A report of this boot, which has only begun.

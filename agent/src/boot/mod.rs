@@ -1,12 +1,15 @@
 //! The boot, in order: the only module that knows it.
 //!
-//! 1. API file systems, log, settings (`standalone`)
-//! 2. drivers (from here on: `attempt`)
-//! 3. cache disk
-//! 4. decide, and act, until an image is ready (the network comes up here, if it must)
-//! 5. root, image, store, persistent mounts
-//! 6. report, hand-over (`standalone`)
-//! 7. after any failure: say why (`failing`), then the failure policy (`fail`, where systemd is PID 1)
+//! | | standalone: PID 1 (`standalone`) | a unit of systemd's stage 1 (`in_systemd`) |
+//! |---|---|---|
+//! | 1 | API file systems | `/run` of the sysroot, which systemd has mounted |
+//! | 2 | log, settings | the same |
+//! | 3 | drivers (from here on: `attempt`) | a file system's at most: the rest is udev's |
+//! | 4 | cache disk | the same, below the sysroot's `/run` |
+//! | 5 | decide, and act, until an image is ready (the network comes up here, if it must) | the same |
+//! | 6 | root, image, store, persistent mounts | image, store, binds; whether systemd's mounts are there |
+//! | 7 | report, hand-over | report; systemd switches root |
+//! | 8 | after any failure: say why (`failing`), then the failure policy | say why, undo, end: a unit of its own has the failure policy (`fail`) |
 
 pub mod acquire;
 mod attempt;
@@ -15,12 +18,49 @@ pub mod disks;
 mod download;
 pub mod fail;
 mod failing;
+pub mod in_systemd;
 pub mod online;
 pub mod ram;
 pub mod standalone;
 pub mod system;
 pub mod ticker;
 
-/// Where the cache disk is mounted, in stage 1 and after it.
+use std::path::{Path, PathBuf};
+
+use crate::mode::Mode;
+
+/// Where the cache disk is mounted, as the running system sees it.
 pub const CACHE: &str = "/run/freshroot/cache";
+/// Where an image that is kept in RAM is mounted, as the running system sees it.
+const RAM: &str = "/run/freshroot/ram";
 const ROOT: &str = "/";
+
+/// Which part of stage 1 this is, and where the new root is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Which part.
+    pub mode: Mode,
+    /// The new root, normally `/sysroot`.
+    pub sysroot: PathBuf,
+}
+
+impl Stage {
+    /// Where the cache disk is mounted.
+    pub fn cache(&self) -> PathBuf {
+        self.kept(CACHE)
+    }
+
+    /// Where an image that is kept in RAM is mounted.
+    pub fn ram(&self) -> PathBuf {
+        self.kept(RAM)
+    }
+
+    /// Where something below `/run` is mounted so that the running system has it. systemd's stage 1 has bound `/run` into the sysroot by then, and takes
+    /// down what lies outside of it.
+    fn kept(&self, path: &str) -> PathBuf {
+        match self.mode {
+            Mode::Standalone => PathBuf::from(path),
+            Mode::Systemd => self.sysroot.join(Path::new(path).strip_prefix(ROOT).unwrap_or(Path::new(path))),
+        }
+    }
+}

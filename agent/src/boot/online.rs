@@ -6,14 +6,32 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::http::{Client, Limits};
-use crate::net::{Family, Mac, NetSettings, Network};
+use crate::net::systems::wait_for_systems;
+use crate::net::{Family, Mac, NetError, NetSettings, Network, Summary};
 use crate::report::{NetworkReport, Report};
-use crate::settings::Settings;
+use crate::settings::{NetworkBy, Settings};
+
+/// A network that is up.
+enum Up {
+    /// Configured here.
+    Own(Network),
+    /// Found as somebody else configured it.
+    Systems(Summary),
+}
+
+impl Up {
+    fn summary(&self) -> Summary {
+        match self {
+            Self::Own(network) => network.summary(),
+            Self::Systems(summary) => summary.clone(),
+        }
+    }
+}
 
 /// The network and the client that uses it.
 pub struct Online<'a> {
     settings: &'a Settings,
-    network: Option<Network>,
+    network: Option<Up>,
     client: Option<Client>,
 }
 
@@ -27,19 +45,25 @@ impl<'a> Online<'a> {
         }
     }
 
-    /// The client; brings the network up first, until `deadline`, if it is not up.
+    /// The client; brings the network up first, or waits for it, until `deadline`, if it is not up.
     ///
     /// # Errors
     /// Why there is no network, and what to do about it; or why there can be no client.
     pub fn client(&mut self, deadline: Instant, report: &mut Report) -> Result<&Client, String> {
         if self.network.is_none() {
+            let by = self.settings.network.by;
             let (settings, oddities) = net_settings(self.settings);
-            for oddity in oddities {
+            // Whoever else configures the network reads these words himself.
+            for oddity in oddities.into_iter().filter(|_| by == NetworkBy::Agent) {
                 report.warn(oddity);
             }
             let limit = deadline.min(Instant::now() + self.settings.network.wait);
-            let network = report.step("network", |_| {
-                Network::bring_up(&settings, limit, &mut |line| log::info!("network: {line}"))
+            let network = report.step("network", |_| -> Result<Up, NetError> {
+                let mut observe = |line: &str| log::info!("network: {line}");
+                match by {
+                    NetworkBy::Agent => Network::bring_up(&settings, limit, &mut observe).map(Up::Own),
+                    NetworkBy::System => wait_for_systems(&settings, limit, &mut observe).map(Up::Systems),
+                }
             });
             self.network = Some(network.map_err(|error| format!("no network: {error}: {}", error.remedy()))?);
         }
@@ -70,14 +94,14 @@ impl<'a> Online<'a> {
         })
     }
 
-    /// Removes what was configured, unless `network.keep`.
+    /// Removes what was configured here, unless `network.keep`.
     ///
     /// # Errors
     /// If something could not be removed.
     pub fn close(self) -> Result<()> {
         match self.network {
-            Some(network) => network.tear_down(self.settings.network.keep),
-            None => Ok(()),
+            Some(Up::Own(network)) => network.tear_down(self.settings.network.keep),
+            Some(Up::Systems(_)) | None => Ok(()),
         }
     }
 }

@@ -12,8 +12,6 @@ use crate::formats::manifest::Image;
 use crate::mount::options::Attributes;
 use crate::mount::quirks::mount_tmpfs;
 
-/// Where it is mounted.
-const PLACE: &str = "run/freshroot/ram";
 /// What has to stay free for the system itself: a NixOS that has reached its login prompt uses about as much.
 const RESERVE: u64 = 256 << 20;
 /// Generation, map and folders.
@@ -28,11 +26,11 @@ pub struct RamStore {
 }
 
 impl RamStore {
-    /// A store for one image, after measuring that it fits.
+    /// A store for one image at `place`, after measuring that it fits; memory is looked up below `root`.
     ///
     /// # Errors
     /// If there is too little memory; says both figures.
-    pub fn make(root: &Path, image: &Image) -> Result<Self> {
+    pub fn make(root: &Path, place: &Path, image: &Image) -> Result<Self> {
         let needed = image.size.saturating_add(image.chunk_index.size).saturating_add(SLACK);
         let available = available(&fs::read_to_string(root.join("proc/meminfo")).context("reading /proc/meminfo")?)
             .context("/proc/meminfo does not say MemAvailable")?;
@@ -44,16 +42,18 @@ impl RamStore {
                 available / 1_000_000
             );
         }
-        let place = root.join(PLACE);
-        fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+        fs::create_dir_all(place).with_context(|| format!("making {}", place.display()))?;
         let size = needed.to_string().parse().with_context(|| format!("a tmpfs of {needed} bytes"))?;
-        mount_tmpfs("freshroot-ram", &size, 0o700, Attributes::default())?.attach(&place)?;
+        mount_tmpfs("freshroot-ram", &size, 0o700, Attributes::default())?.attach(place)?;
         let cache = Cache::open(&place.join("freshroot"), Instant::now() + Duration::from_secs(1))?;
         log::warn!(
             "the image is kept in RAM ({} MB): it is fetched again at the next boot",
             needed / 1_000_000
         );
-        Ok(Self { cache, place: Some(place) })
+        Ok(Self {
+            cache,
+            place: Some(place.to_owned()),
+        })
     }
 
     /// It stays mounted: the image in it is in use.

@@ -7,10 +7,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::ROOT;
 use super::attempt::{attempt, read_settings};
 use super::failing::{Failing, new_report};
-use super::system::SYSROOT;
+use super::{ROOT, Stage};
 use crate::failure;
 use crate::handover::plan::{HandOver, PREPARE_ROOT_LIMIT};
 use crate::handover::prepare::{Prepared, prepare};
@@ -25,7 +24,7 @@ use crate::settings::Settings;
 const PANIC_SECONDS: &str = "30\n";
 
 /// Boots. Never returns: it becomes the system's init, or the failure policy ends the machine.
-pub fn boot() -> ! {
+pub fn boot(stage: &Stage) -> ! {
     let root = Path::new(ROOT);
     let api = mount_api_file_systems(root, &mut MountLog::new());
     crate::console::init(root, log::LevelFilter::Info);
@@ -42,7 +41,7 @@ pub fn boot() -> ! {
         let Failed { failure, stage_1_is_left } = match &settings {
             Ok(settings) => {
                 log::set_max_level(settings.log);
-                match boot_once(settings, &restored, &mut report) {
+                match boot_once(stage, settings, &restored, &mut report) {
                     Ok(never) => match never {},
                     Err(failed) => failed,
                 }
@@ -51,6 +50,7 @@ pub fn boot() -> ! {
         };
         let again = settings.is_ok() && failures < policy.retries && stage_1_is_left;
         let failing = Failing {
+            stage,
             policy: &policy,
             failures,
             again,
@@ -85,8 +85,8 @@ impl From<Failure> for Failed {
 }
 
 /// One way from the top to the hand-over.
-fn boot_once(settings: &Settings, restored: &[(&'static str, String)], report: &mut Report) -> Result<Infallible, Failed> {
-    let mut built = attempt(settings, report, &|toplevel| hand_over_prepared(settings, toplevel))?;
+fn boot_once(stage: &Stage, settings: &Settings, restored: &[(&'static str, String)], report: &mut Report) -> Result<Infallible, Failed> {
+    let mut built = attempt(stage, settings, report, &|toplevel| hand_over_prepared(stage, settings, toplevel))?;
     for (path, value) in restored {
         if let Err(error) = fs::write(path, value) {
             log::warn!("{path} keeps our value: {error}");
@@ -108,9 +108,9 @@ fn boot_once(settings: &Settings, restored: &[(&'static str, String)], report: &
     }
 }
 
-fn hand_over_prepared(settings: &Settings, toplevel: Toplevel) -> Result<Prepared> {
+fn hand_over_prepared(stage: &Stage, settings: &Settings, toplevel: Toplevel) -> Result<Prepared> {
     prepare(HandOver {
-        sysroot: SYSROOT.into(),
+        sysroot: stage.sysroot.clone(),
         toplevel,
         args: settings.init_arguments.iter().map(OsString::from).collect(),
         env: init_environment(),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use super::Stage;
 use super::disks::{Disks, file_system_of};
+use crate::mode::Mode;
 use crate::mount::entry::{DeviceFs, FileSystemEntry, MountEntry, MountKind};
 use crate::mount::mount_log::MountLog;
 use crate::mount::options;
@@ -19,16 +21,14 @@ use crate::settings::Settings;
 use crate::store_path::StorePath;
 use crate::verify::BootImage;
 
-/// Where the new root is built.
-pub const SYSROOT: &str = "/sysroot";
 /// How long the device of an entry is waited for that does not say so itself; what systemd waits for a device (`DefaultDeviceTimeoutSec`).
 const DEVICE_WAIT: Duration = Duration::from_secs(90);
 
-/// The entries of `fileSystems`, validated and in order.
+/// The entries of `fileSystems`, validated for the mode and in order.
 ///
 /// # Errors
 /// Names the entry, what is wrong with it, and the remedy.
-pub fn entries(settings: &Settings) -> Result<Vec<MountEntry>> {
+pub fn entries(settings: &Settings, mode: Mode) -> Result<Vec<MountEntry>> {
     let mut entries = Vec::new();
     for (mount_point, object) in &settings.file_systems {
         let mut object = object.clone();
@@ -45,7 +45,7 @@ pub fn entries(settings: &Settings) -> Result<Vec<MountEntry>> {
         );
         entries.push(entry);
     }
-    Ok(order(&entries)?)
+    Ok(order(&entries, mode)?)
 }
 
 /// Why the store could not be mounted, by whose fault it is.
@@ -65,23 +65,27 @@ impl std::fmt::Display for StoreError {
     }
 }
 
-/// Mounts root, image and store below `sysroot`. What was mounted is in the log, also after an error.
+/// Mounts image and store below the sysroot, in standalone mode also the root itself. What was mounted is in the log, also after an error.
 ///
 /// # Errors
 /// If a mount fails: only what concerns the image itself is the image's fault.
 pub fn mount_store(
-    sysroot: &Path,
+    stage: &Stage,
     settings: &Settings,
     image: &BootImage,
     toplevel: &StorePath,
     disks: &mut Disks,
     log: &mut MountLog,
 ) -> Result<(), StoreError> {
+    let sysroot = stage.sysroot.as_path();
     // Looked for first: without it, no image needs to be mounted.
     let rw_store = rw_store(settings, disks).map_err(StoreError::Machine)?;
-    tmpfs_size(settings.root.tmpfs_size)
-        .and_then(|size| system::mount_root(sysroot, &size, log))
-        .map_err(StoreError::Machine)?;
+    match stage.mode {
+        Mode::Standalone => tmpfs_size(settings.root.tmpfs_size)
+            .and_then(|size| system::mount_root(sysroot, &size, log))
+            .map_err(StoreError::Machine)?,
+        Mode::Systemd => {}
+    }
     system::mount_image(sysroot, Path::new("/dev"), image.file().as_fd(), true, log).map_err(StoreError::Image)?;
     system::mount_rw_store(sysroot, &rw_store, log)
         .and_then(|()| system::mount_store(sysroot, log))
@@ -109,12 +113,13 @@ fn rw_store(settings: &Settings, disks: &mut Disks) -> Result<RwStore> {
     })
 }
 
-/// Mounts the entries below `sysroot`, and makes the standard folders after them. Warns of each that is missing.
+/// Mounts the entries below the sysroot, in systemd mode only those that are the agent's. Warns of each that is missing. Then a root of the agent's own
+/// gets the standard folders; in systemd's stage 1 switch-root and NixOS's activation make them.
 ///
 /// # Errors
 /// If a required one cannot be mounted.
-pub fn mount_entries(sysroot: &Path, entries: &[MountEntry], disks: &mut Disks, log: &mut MountLog, report: &mut Report) -> Result<()> {
-    let outcomes = apply(sysroot, entries, &mut |entry| find_device(entry, disks), log)?;
+pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks, log: &mut MountLog, report: &mut Report) -> Result<()> {
+    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, disks), log)?;
     for EntryOutcome { mount_point, outcome, .. } in outcomes {
         if let Outcome::Missing { reason } = outcome {
             report.warn(format!(
@@ -124,7 +129,10 @@ pub fn mount_entries(sysroot: &Path, entries: &[MountEntry], disks: &mut Disks, 
             ));
         }
     }
-    system::make_standard_folders(sysroot)
+    match stage.mode {
+        Mode::Standalone => system::make_standard_folders(&stage.sysroot),
+        Mode::Systemd => Ok(()),
+    }
 }
 
 fn find_device(entry: &MountEntry, disks: &mut Disks) -> Result<FoundDevice> {
@@ -134,7 +142,7 @@ fn find_device(entry: &MountEntry, disks: &mut Disks) -> Result<FoundDevice> {
     match entry.kind() {
         MountKind::Device(DeviceFs::Auto) => fs_type.iter().for_each(|name| disks.load_file_system(name)),
         MountKind::Device(fs) => disks.load_file_system(fs.name()),
-        MountKind::Tmpfs | MountKind::Bind { .. } => {}
+        MountKind::Tmpfs | MountKind::Bind { .. } | MountKind::Systemds { .. } => {}
     }
     Ok(FoundDevice {
         path: device.path,

@@ -13,7 +13,7 @@ const GPT_NAME_UNITS: usize = 36;
 
 /// A device as it is named in `fileSystems.<name>.device`, in fstab or on the command line.
 ///
-/// udev's links below `/dev/disk` are read as the tags that they stand for, because there is no udev to make them.
+/// udev's links below `/dev/disk` are read as the tags that they stand for, because there may be no udev to make them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceName {
     /// Label of a file system (or of swap, or of a LUKS 2 container). Compared exactly.
@@ -24,8 +24,21 @@ pub enum DeviceName {
     PartLabel(String),
     /// Unique id of a GPT partition, or `<disk signature>-<number>` for MBR. Compared without regard to case.
     PartUuid(String),
-    /// A node in `/dev`, `/dev/mapper/<name>` or `/dev/<volume group>/<logical volume>`.
+    /// A node in `/dev`, `/dev/mapper/<name>`, `/dev/<volume group>/<logical volume>`, or a link that udev made.
     Path(PathBuf),
+}
+
+/// Folders `/dev/disk/by-…` whose links only udev can make.
+const UDEVS: [&str; 4] = ["id", "path", "diskseq", "loop-ref"];
+
+impl DeviceName {
+    /// Whether nobody but udev makes the path.
+    pub fn needs_udev(&self) -> bool {
+        match self {
+            Self::Path(path) => path.starts_with("/dev/disk"),
+            Self::Label(_) | Self::Uuid(_) | Self::PartLabel(_) | Self::PartUuid(_) => false,
+        }
+    }
 }
 
 /// Why a text names no device that can be found without udev.
@@ -81,6 +94,9 @@ fn parse(text: &str) -> Result<DeviceName, String> {
         if link.contains('/') {
             return Err(format!("«{link}» holds a slash; udev writes it as \\x2f"));
         }
+        if UDEVS.contains(&kind) && !link.is_empty() {
+            return Ok(DeviceName::Path(text.into()));
+        }
         return tagged(&kind.to_ascii_uppercase(), unescape(link)?);
     }
     if text.starts_with("/dev/") {
@@ -106,10 +122,6 @@ fn tagged(tag: &str, value: String) -> Result<DeviceName, String> {
         "UUID" => Ok(DeviceName::Uuid(value)),
         "PARTLABEL" => Ok(DeviceName::PartLabel(value)),
         "PARTUUID" => Ok(DeviceName::PartUuid(value)),
-        "ID" | "PATH" => Err(format!(
-            "names by {} are made by udev, which does not run here; use the label or the UUID that `blkid` prints",
-            tag.to_lowercase()
-        )),
         other => Err(format!("«{other}» is not a known kind of name")),
     }
 }
@@ -184,7 +196,7 @@ mod tests {
 
     #[test]
     fn every_accepted_form_is_read_as_what_it_stands_for() {
-        let cases: [(&str, DeviceName); 14] = [
+        let cases: [(&str, DeviceName); 16] = [
             ("LABEL=cache", DeviceName::Label("cache".into())),
             ("LABEL=\"my disk\"", DeviceName::Label("my disk".into())),
             ("LABEL='it=s'", DeviceName::Label("it=s".into())),
@@ -202,6 +214,8 @@ mod tests {
             ),
             ("/dev/disk/by-partuuid/8d3c1a2b-01", DeviceName::PartUuid("8d3c1a2b-01".into())),
             ("/dev/mapper/vg-root", DeviceName::Path("/dev/mapper/vg-root".into())),
+            ("/dev/disk/by-id/ata-WDC", DeviceName::Path("/dev/disk/by-id/ata-WDC".into())),
+            ("/dev/disk/by-path/pci-0", DeviceName::Path("/dev/disk/by-path/pci-0".into())),
         ];
         for (text, name) in cases {
             assert_eq!(text.parse::<DeviceName>(), Ok(name), "{text}");
@@ -218,9 +232,8 @@ mod tests {
             ("LABEL=\"open", "not closed"),
             ("LABEL=\"a\"b\"", "inside the quotes"),
             ("label=x", "«label» is not a known kind"),
-            ("ID=ata-WDC", "use the label or the UUID"),
-            ("/dev/disk/by-id/ata-WDC", "use the label or the UUID"),
-            ("/dev/disk/by-path/pci-0", "use the label or the UUID"),
+            ("ID=ata-WDC", "not a known kind"),
+            ("/dev/disk/by-id/", "has no value"),
             ("/dev/disk/by-colour/red", "not a known kind"),
             ("/dev/disk/by-label", "is missing"),
             ("/dev/disk/by-label/a/b", "slash"),

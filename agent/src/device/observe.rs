@@ -43,6 +43,8 @@ pub struct BlockDevice {
     pub holders: Vec<String>,
     /// Name and uuid that the device mapper has for it.
     pub mapping: Option<Mapping>,
+    /// Links below `/dev` that udev made to it, where there is udev.
+    pub links: Vec<PathBuf>,
     /// What is on it.
     pub content: Content,
 }
@@ -153,6 +155,7 @@ struct Sysfs {
     logical_sector: u32,
     holders: Vec<String>,
     mapping: Option<Mapping>,
+    links: Vec<PathBuf>,
 }
 
 impl Sysfs {
@@ -199,6 +202,7 @@ impl Sysfs {
             logical_sector: number_in(disk, "queue/logical_block_size").unwrap_or(512),
             holders,
             mapping,
+            links: links(&fs::read_to_string(root.join(format!("run/udev/data/b{number}"))).unwrap_or_default()),
         })
     }
 
@@ -275,9 +279,17 @@ impl Sysfs {
             partitioned,
             holders: self.holders.clone(),
             mapping: self.mapping.clone(),
+            links: self.links.clone(),
             content,
         }
     }
+}
+
+/// The links in udev's record of a device (`/run/udev/data/b<major>:<minor>`): lines `S:<path below /dev>`, written before udev tells of the device
+/// (systemd's `src/libsystemd/sd-device/device-private.c`, `device_update_db`).
+fn links(record: &str) -> Vec<PathBuf> {
+    let links = record.lines().filter_map(|line| line.strip_prefix("S:"));
+    links.map(|link| Path::new("/dev").join(link)).collect()
 }
 
 /// An attribute's text, if it is there. Absence is an answer in sysfs: `partition` exists in partitions only.

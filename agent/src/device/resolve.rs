@@ -90,7 +90,7 @@ fn bears(device: &BlockDevice, name: &DeviceName) -> bool {
         DeviceName::PartUuid(uuid) => partition
             .and_then(|partition| partition.uuid.as_ref())
             .is_some_and(|own| own.eq_ignore_ascii_case(uuid)),
-        DeviceName::Path(path) => device.path == *path || is_mapped(device, path),
+        DeviceName::Path(path) => device.path == *path || is_mapped(device, path) || device.links.contains(path),
     }
 }
 
@@ -167,6 +167,7 @@ mod tests {
             partitioned: false,
             holders: Vec::new(),
             mapping: None,
+            links: Vec::new(),
             content: Content::Unknown,
         }
     }

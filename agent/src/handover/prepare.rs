@@ -85,7 +85,7 @@ fn act(step: &Step, handover: &HandOver, shared: &mut Vec<Shared>) -> Result<()>
             run_in_root(&handover.sysroot, program, &env, *limit)
         }
         Step::CheckInit { .. } => {
-            let now = toplevel::check(&handover.sysroot, handover.toplevel.path())?;
+            let now = toplevel::check(&handover.sysroot, handover.toplevel.path(), crate::mode::Mode::Standalone)?;
             if now.kind() != handover.toplevel.kind() {
                 bail!("the toplevel was of kind {} and is now {}", handover.toplevel.kind(), now.kind());
             }

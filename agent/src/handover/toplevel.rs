@@ -12,6 +12,7 @@ use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 
 use crate::formats::manifest::InitKind;
+use crate::mode::Mode;
 use crate::mount::below::Below;
 
 /// The kernel reads this much of a file to know its interpreter (`BINPRM_BUF_SIZE`, Linux 5.1).
@@ -77,8 +78,9 @@ impl fmt::Display for ToplevelError {
 
 impl std::error::Error for ToplevelError {}
 
-/// Looks into the toplevel `toplevel` (a path in the system) of the root that is mounted at `sysroot`.
-pub fn check(sysroot: &Path, toplevel: &Path) -> Result<Toplevel, ToplevelError> {
+/// Looks into the toplevel `toplevel` (a path in the system) of the root that is mounted at `sysroot`. In systemd mode others start it: the
+/// units of NixOS's initrd, or its nixos-init.
+pub fn check(sysroot: &Path, toplevel: &Path, mode: Mode) -> Result<Toplevel, ToplevelError> {
     let below = Below::open(sysroot).map_err(ToplevelError::Io)?;
     if !toplevel.is_absolute() || toplevel.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
         return Err(broken(
@@ -101,12 +103,39 @@ pub fn check(sysroot: &Path, toplevel: &Path) -> Result<Toplevel, ToplevelError>
     } else if init.is_script || !is_systemd(&below, toplevel, &init)? {
         InitKind::Scripted
     } else {
-        return Err(ToplevelError::NixosInit { path: toplevel.to_owned() });
+        match mode {
+            Mode::Standalone => return Err(ToplevelError::NixosInit { path: toplevel.to_owned() }),
+            Mode::Systemd => InitKind::NixosInit,
+        }
     };
+    if let (Mode::Systemd, InitKind::PrepareRoot | InitKind::NixosInit) = (mode, kind) {
+        found_by_its_init(&below, toplevel, &init)?;
+    }
     Ok(Toplevel {
         path: toplevel.to_owned(),
         kind,
     })
+}
+
+/// NixOS's initrd resolves the path of `init` and takes the folder that it is in for the system: a link that leads elsewhere would have another
+/// folder activated, or none.
+fn found_by_its_init(below: &Below, toplevel: &Path, init: &Program) -> Result<(), ToplevelError> {
+    let folder = below.find(toplevel).map_err(ToplevelError::Io)?;
+    let resolved = match &folder {
+        Some(folder) => below.inside_path(folder.as_fd()).map_err(ToplevelError::Io)?,
+        None => toplevel.to_owned(),
+    };
+    if init.resolved.parent() == Some(resolved.as_path()) {
+        return Ok(());
+    }
+    Err(broken(
+        &toplevel.join("init"),
+        format!(
+            "is a link to {}, so that NixOS's initrd would take {} for the system; build a toplevel whose «init» is a copy, as NixOS makes it for systemd stage 1",
+            init.resolved.display(),
+            init.resolved.parent().unwrap_or(&init.resolved).display()
+        ),
+    ))
 }
 
 struct Program {
@@ -246,7 +275,7 @@ mod tests {
     }
 
     fn kind(files: &[(&str, &str, u32)]) -> Result<InitKind, ToplevelError> {
-        check(root(files).path(), Path::new(TOP)).map(|toplevel| toplevel.kind())
+        check(root(files).path(), Path::new(TOP), Mode::Standalone).map(|toplevel| toplevel.kind())
     }
 
     const ELF: &str = "\x7fELF";
@@ -277,6 +306,33 @@ mod tests {
             kind(&[SYSTEMD, carried, ("TOP/init", ELF, 0o555)]),
             Err(ToplevelError::NixosInit { .. })
         ));
+    }
+
+    #[test]
+    fn in_systemd_mode_init_leads_to_its_own_toplevel_where_there_is_an_activation() {
+        let seen = |files: &[(&str, &str, u32)]| check(root(files).path(), Path::new(TOP), Mode::Systemd).map(|toplevel| toplevel.kind());
+        let link = ("TOP/init", "-> /nix/store/systemd/lib/systemd/systemd", 0);
+        let (copy, prepare, carried) = (
+            ("TOP/init", ELF, 0o555),
+            ("TOP/prepare-root", ELF, 0o555),
+            ("TOP/systemd", "-> /nix/store/systemd", 0),
+        );
+        for (files, expected) in [
+            (vec![SH, ("TOP/init", SCRIPT, 0o555)], Ok(InitKind::Scripted)),
+            (vec![SYSTEMD, copy, prepare], Ok(InitKind::PrepareRoot)),
+            (vec![SYSTEMD, copy, carried], Ok(InitKind::NixosInit)),
+            (
+                vec![SYSTEMD, link, prepare],
+                Err("take /nix/store/systemd/lib/systemd for the system"),
+            ),
+            (vec![SYSTEMD, link], Err("take /nix/store/systemd/lib/systemd for the system")),
+        ] {
+            match (seen(&files), expected) {
+                (Ok(kind), Ok(expected)) => assert_eq!(kind, expected),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (seen, expected) => panic!("{seen:?}, not {expected:?}"),
+            }
+        }
     }
 
     #[test]
@@ -317,7 +373,7 @@ mod tests {
     fn a_toplevel_is_a_clean_path_that_exists() {
         let dir = root(&[]);
         for bad in ["nix/store/aaa", "/nix/store/../../etc", "/nix/store/bbb"] {
-            assert!(check(dir.path(), Path::new(bad)).is_err(), "{bad}");
+            assert!(check(dir.path(), Path::new(bad), Mode::Standalone).is_err(), "{bad}");
         }
     }
 }

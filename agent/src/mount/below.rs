@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{
-    CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, fstat, mkdirat, open, openat, openat2, readlinkat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, fchmod, fchown, fstat, mkdirat, open, openat,
+    openat2, readlinkat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -128,9 +129,7 @@ impl Below {
         let folder = self.make_folder(parent, Ownership::ROOT)?;
         let shown = self.shown(inside);
         match readlinkat(&folder, name, Vec::new()) {
-            Ok(_) => {
-                unlinkat(&folder, name, rustix::fs::AtFlags::empty()).with_context(|| format!("removing the old {}", shown.display()))?
-            }
+            Ok(_) => unlinkat(&folder, name, AtFlags::empty()).with_context(|| format!("removing the old {}", shown.display()))?,
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(anyhow::Error::new(errno).context(format!("{} is in the way of a symlink", shown.display()))),
         }
@@ -164,6 +163,16 @@ pub fn real_path(fd: BorrowedFd<'_>) -> Result<PathBuf> {
 pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
     use std::os::fd::AsRawFd as _;
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Whether a descriptor is the root of a mount (`STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
+pub fn is_mount_root(place: BorrowedFd<'_>) -> Result<bool> {
+    let stat = statx(place, c"", AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT, StatxFlags::empty())?;
+    anyhow::ensure!(
+        stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT),
+        "the kernel does not say what is a mount (Linux 5.8 does)"
+    );
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Whether `stat` is that of a folder.

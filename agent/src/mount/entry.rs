@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mode::Mode;
 use crate::mount::options::{self, Bind, MountOptions};
 
 /// One entry of `fileSystems`, in JSON. Unknown fields are refused: a word that is not understood could be the one that matters.
@@ -101,6 +102,11 @@ pub enum MountKind {
     Device(DeviceFs),
     /// A tmpfs of its own.
     Tmpfs,
+    /// Mounted by systemd, whatever it is, with its own checks and limits: it is only looked whether it is there.
+    Systemds {
+        /// The type as it was written.
+        fs_type: String,
+    },
     /// Another folder or file of the system.
     Bind {
         /// The source inside the system, absolute and clean.
@@ -189,8 +195,8 @@ impl fmt::Display for RefusedEntry {
 impl std::error::Error for RefusedEntry {}
 
 impl MountEntry {
-    /// Validates an entry.
-    pub fn validate(entry: &FileSystemEntry) -> Result<Self, RefusedEntry> {
+    /// Validates an entry. What systemd mounts in its mode is left to it: its type and its options are not looked at.
+    pub fn validate(entry: &FileSystemEntry, mode: Mode) -> Result<Self, RefusedEntry> {
         let refuse = |reason: String| RefusedEntry {
             mount_point: entry.mount_point.chars().take(200).collect(),
             reason,
@@ -199,13 +205,30 @@ impl MountEntry {
         if let Some(remedy) = owned_by_the_agent(&mount_point) {
             return Err(refuse(remedy.to_owned()));
         }
-        let options = options::split(&entry.options).map_err(|err| refuse(err.to_string()))?;
+        let systemds = match mode {
+            Mode::Standalone => false,
+            Mode::Systemd => !options::is_bind(&entry.options),
+        };
+        let options = if systemds {
+            MountOptions {
+                nofail: options::words(&entry.options).any(|word| word == "nofail"),
+                ..MountOptions::default()
+            }
+        } else {
+            options::split(&entry.options).map_err(|err| refuse(err.to_string()))?
+        };
         if options.noauto {
             return Err(refuse(
                 "it has the option «noauto», and stage 1 mounts nothing on demand; remove the option or the entry".to_owned(),
             ));
         }
-        let kind = kind_of(entry, &options).map_err(refuse)?;
+        let kind = if systemds {
+            MountKind::Systemds {
+                fs_type: entry.fs_type.clone(),
+            }
+        } else {
+            kind_of(entry, &options).map_err(refuse)?
+        };
         let mut depends = Vec::new();
         for path in &entry.depends {
             depends.push(clean_path(path).map_err(|why| refuse(format!("the path «{path}» in «depends» {why}")))?);
@@ -284,7 +307,7 @@ impl MountEntry {
     pub fn bind_source(&self) -> Option<&Path> {
         match &self.kind {
             MountKind::Bind { source, .. } => Some(source),
-            MountKind::Device(_) | MountKind::Tmpfs => None,
+            MountKind::Device(_) | MountKind::Tmpfs | MountKind::Systemds { .. } => None,
         }
     }
 }
@@ -295,6 +318,7 @@ impl fmt::Display for MountEntry {
         match &self.kind {
             MountKind::Device(fs) => write!(f, "{} ({} on {device})", self.mount_point.display(), fs.name()),
             MountKind::Tmpfs => write!(f, "{} (tmpfs)", self.mount_point.display()),
+            MountKind::Systemds { fs_type } => write!(f, "{} ({fs_type} on {device})", self.mount_point.display()),
             MountKind::Bind { source, .. } => write!(f, "{} (bind of {})", self.mount_point.display(), source.display()),
         }
     }
@@ -414,7 +438,7 @@ mod tests {
     }
 
     fn valid(json: &str) -> MountEntry {
-        MountEntry::validate(&parsed(json)).unwrap()
+        MountEntry::validate(&parsed(json), Mode::Standalone).unwrap()
     }
 
     #[test]
@@ -428,6 +452,24 @@ mod tests {
         assert_eq!(entry.need(), Need::Required);
         assert_eq!(entry.timeout(), Some(Duration::from_secs(20)));
         assert_eq!(entry.depends(), [PathBuf::from("/persist")]);
+    }
+
+    #[test]
+    fn what_systemd_mounts_is_left_to_it_and_binds_are_not() {
+        let kinds =
+            |json: &str| [Mode::Standalone, Mode::Systemd].map(|mode| MountEntry::validate(&parsed(json), mode).map(|entry| entry.kind));
+        let [alone, with_systemd] =
+            kinds(r#"{"mountPoint": "/a", "device": "h:/x", "fsType": "nfs", "options": ["X-mount.subdir=b", "nofail"]}"#);
+        assert!(alone.is_err());
+        assert_eq!(with_systemd.unwrap(), MountKind::Systemds { fs_type: "nfs".into() });
+        let bind = r#"{"mountPoint": "/a", "device": "/b", "fsType": "none", "options": ["nofail,bind"]}"#;
+        let [alone, with_systemd] = kinds(bind);
+        assert_eq!(alone, with_systemd);
+        assert_eq!(MountEntry::validate(&parsed(bind), Mode::Systemd).unwrap().need(), Need::Optional);
+        for (options, need) in [(r#"["noatime"]"#, Need::Required), (r#"["noatime,nofail"]"#, Need::Optional)] {
+            let entry = parsed(&format!(r#"{{"mountPoint": "/a", "device": "/dev/sda1", "options": {options}}}"#));
+            assert_eq!(MountEntry::validate(&entry, Mode::Systemd).unwrap().need(), need);
+        }
     }
 
     #[test]
@@ -464,12 +506,19 @@ mod tests {
             };
             assert_eq!(valid(&bind(fs_type)).kind(), &expected);
         }
-        assert!(MountEntry::validate(&parsed(&bind("ext4"))).is_err());
-        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "none", "options": ["bind"]}"#)).is_err());
+        assert!(MountEntry::validate(&parsed(&bind("ext4")), Mode::Standalone).is_err());
         assert!(
-            MountEntry::validate(&parsed(
-                r#"{"mountPoint": "/a", "device": "../b", "fsType": "none", "options": ["bind"]}"#
-            ))
+            MountEntry::validate(
+                &parsed(r#"{"mountPoint": "/a", "fsType": "none", "options": ["bind"]}"#),
+                Mode::Standalone
+            )
+            .is_err()
+        );
+        assert!(
+            MountEntry::validate(
+                &parsed(r#"{"mountPoint": "/a", "device": "../b", "fsType": "none", "options": ["bind"]}"#),
+                Mode::Standalone
+            )
             .is_err()
         );
     }
@@ -500,7 +549,7 @@ mod tests {
             ("/development", true),
         ] {
             let entry = parsed(&format!(r#"{{"mountPoint": "{place}", "fsType": "tmpfs"}}"#));
-            assert_eq!(MountEntry::validate(&entry).is_ok(), free, "{place}");
+            assert_eq!(MountEntry::validate(&entry, Mode::Standalone).is_ok(), free, "{place}");
         }
     }
 
@@ -508,7 +557,7 @@ mod tests {
     fn mount_points_are_absolute_and_without_dots() {
         for bad in ["", "a", "./a", "/a/../b", "..", "/a/.."] {
             let entry = parsed(&format!(r#"{{"mountPoint": "{bad}", "fsType": "tmpfs"}}"#));
-            assert!(MountEntry::validate(&entry).is_err(), "{bad}");
+            assert!(MountEntry::validate(&entry, Mode::Standalone).is_err(), "{bad}");
         }
     }
 
@@ -518,18 +567,36 @@ mod tests {
             "nfs", "nfs4", "virtiofs", "9p", "cifs", "zfs", "bcachefs", "f2fs", "overlay", "squashfs", "none", "swap", "EXT4", "",
         ] {
             let entry = parsed(&format!(r#"{{"mountPoint": "/a", "device": "/dev/sda", "fsType": "{fs_type}"}}"#));
-            let refused = MountEntry::validate(&entry).expect_err(fs_type);
+            let refused = MountEntry::validate(&entry, Mode::Standalone).expect_err(fs_type);
             assert!(refused.reason.contains(&format!("«{fs_type}»")), "{refused}");
         }
     }
 
     #[test]
     fn unknown_fields_words_and_zero_limits_are_refused() {
-        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "options": ["noauto"]}"#)).is_err());
+        assert!(
+            MountEntry::validate(
+                &parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "options": ["noauto"]}"#),
+                Mode::Standalone
+            )
+            .is_err()
+        );
         assert!(serde_json::from_str::<FileSystemEntry>(r#"{"mountPoint": "/a", "autoFormat": true}"#).is_err());
         assert!(serde_json::from_str::<FileSystemEntry>(r#"{"mountPoint": "/a", "need": "maybe"}"#).is_err());
-        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "timeout": 0}"#)).is_err());
-        assert!(MountEntry::validate(&parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "create": {}}"#)).is_err());
+        assert!(
+            MountEntry::validate(
+                &parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "timeout": 0}"#),
+                Mode::Standalone
+            )
+            .is_err()
+        );
+        assert!(
+            MountEntry::validate(
+                &parsed(r#"{"mountPoint": "/a", "fsType": "tmpfs", "create": {}}"#),
+                Mode::Standalone
+            )
+            .is_err()
+        );
         let bind = |create: &str| format!(r#"{{"mountPoint": "/a", "device": "/b", "options": ["bind"], "create": {create}}}"#);
         assert_eq!(
             valid(&bind(r#"{"mode": "0700", "uid": 1}"#)).create(),
@@ -539,6 +606,6 @@ mod tests {
                 gid: 0
             }
         );
-        assert!(MountEntry::validate(&parsed(&bind(r#"{"mode": "rwx"}"#))).is_err());
+        assert!(MountEntry::validate(&parsed(&bind(r#"{"mode": "rwx"}"#)), Mode::Standalone).is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! Mounts: the kernel's new mount API, loop devices, and the mount plan of a system.
 //!
 //! Pure: [`options`], [`entry`], [`order`], [`size`]. Thin effects: [`loop_device`], [`fs_context`], [`quirks`], [`below`], [`mount_log`]. Put together
-//! from them: [`system`] (root, image, store), [`persist`] (entries of `fileSystems`) and [`api_fs`].
+//! from them: [`system`] (root, image, store), [`persist`] (entries of `fileSystems`) and [`api_fs`];
+//! [`sysroot`] is for a root that systemd has mounted.
 
 pub mod api_fs;
 pub mod below;
@@ -14,4 +15,5 @@ pub mod order;
 pub mod persist;
 pub mod quirks;
 pub mod size;
+pub mod sysroot;
 pub mod system;

@@ -96,14 +96,23 @@ impl std::error::Error for RefusedOption {}
 
 const MKDIR_MODE: u32 = 0o755;
 
+/// The words of an option list.
+pub fn words<S: AsRef<str>>(options: &[S]) -> impl Iterator<Item = &str> {
+    let lists = options.iter().flat_map(|list| list.as_ref().split(','));
+    lists.map(str::trim).filter(|word| !word.is_empty())
+}
+
+/// Whether an option list makes a bind, whatever else is in it.
+pub fn is_bind<S: AsRef<str>>(options: &[S]) -> bool {
+    words(options).any(|word| matches!(word, "bind" | "rbind"))
+}
+
 /// Splits an option list. Every element may itself be a comma-separated list, as people write in `fileSystems.<name>.options`.
 /// As with mount(8), the last of two contradicting words wins.
 pub fn split<S: AsRef<str>>(options: &[S]) -> Result<MountOptions, RefusedOption> {
     let mut result = MountOptions::default();
-    for list in options {
-        for word in list.as_ref().split(',').map(str::trim).filter(|word| !word.is_empty()) {
-            take(word, &mut result)?;
-        }
+    for word in words(options) {
+        take(word, &mut result)?;
     }
     // A superblock that is to be read only must know it before it is made: else ext4 and xfs replay and write.
     if result.attributes.read_only && result.bind.is_none() {

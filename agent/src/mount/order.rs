@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::mode::Mode;
 use crate::mount::entry::{FileSystemEntry, MountEntry, RefusedEntry};
 
 /// Why a list of entries has no order.
@@ -39,10 +40,10 @@ impl fmt::Display for OrderError {
 impl std::error::Error for OrderError {}
 
 /// Validates entries and puts them into the order in which they can be mounted. The same entries always give the same order.
-pub fn order(entries: &[FileSystemEntry]) -> Result<Vec<MountEntry>, OrderError> {
+pub fn order(entries: &[FileSystemEntry], mode: Mode) -> Result<Vec<MountEntry>, OrderError> {
     let mut waiting = BTreeMap::new();
     for entry in entries {
-        let entry = MountEntry::validate(entry).map_err(OrderError::Refused)?;
+        let entry = MountEntry::validate(entry, mode).map_err(OrderError::Refused)?;
         let mount_point = entry.mount_point().to_owned();
         if waiting.insert(mount_point.clone(), entry).is_some() {
             return Err(OrderError::Duplicate(mount_point));
@@ -126,7 +127,7 @@ mod tests {
     }
 
     fn names(entries: &[FileSystemEntry]) -> Vec<String> {
-        order(entries)
+        order(entries, Mode::Standalone)
             .unwrap()
             .iter()
             .map(|entry| entry.mount_point().display().to_string())
@@ -161,14 +162,14 @@ mod tests {
             bind("/a/x", "/b"),
             tmpfs("/a/behind", &[]),
         ];
-        let err = order(&entries).unwrap_err();
+        let err = order(&entries, Mode::Standalone).unwrap_err();
         assert!(matches!(&err, OrderError::Cycle(path) if path.len() == 2), "{err}");
         assert!(err.to_string().contains("/a needs /b needs /a"), "{err}");
     }
 
     #[test]
     fn one_mount_point_twice_is_refused_even_if_written_differently() {
-        let err = order(&[tmpfs("/a/", &[]), tmpfs("//a", &[])]).unwrap_err();
+        let err = order(&[tmpfs("/a/", &[]), tmpfs("//a", &[])], Mode::Standalone).unwrap_err();
         assert_eq!(err, OrderError::Duplicate("/a".into()));
     }
 
@@ -191,7 +192,7 @@ mod tests {
                 entry.depends.extend(depends.clone());
                 entry
             }).collect();
-            match order(&entries) {
+            match order(&entries, Mode::Standalone) {
                 Ok(ordered) => {
                     prop_assert_eq!(ordered.len(), entries.len());
                     for (at, entry) in ordered.iter().enumerate() {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::fstat;
 use serde::Serialize;
 
-use crate::mount::below::{Below, is_folder};
+use crate::mount::below::{Below, is_folder, is_mount_root};
 use crate::mount::entry::{DeviceFs, MountEntry, MountKind, Need, Ownership};
 use crate::mount::fs_context::{DetachedMount, FsContext};
 use crate::mount::mount_log::MountLog;
@@ -146,6 +146,7 @@ fn mount_entry(
             let mount = context.mount(entry.options().attributes)?;
             system::attach(below, &mount, inside, "RAM", "tmpfs", log)
         }
+        MountKind::Systemds { .. } => look_for_systemds(below, inside),
         MountKind::Bind { source, recursive } => {
             let from = bind_source(below, entry, source, places)?;
             let mount = DetachedMount::clone_of(from.as_fd(), *recursive, &source.display().to_string())?;
@@ -161,6 +162,24 @@ fn mount_entry(
             system::attach_to(below, &mount, target.as_fd(), inside, &source.display().to_string(), "bind", log)
         }
     }
+}
+
+/// Whether something is mounted where systemd was to mount it.
+fn look_for_systemds(below: &Below, inside: &Path) -> Result<()> {
+    let found = below.find(inside)?;
+    let mounted = match &found {
+        Some(place) => {
+            is_mount_root(place.as_fd()).with_context(|| format!("looking what is mounted at {}", below.shown(inside).display()))?
+        }
+        None => false,
+    };
+    if !mounted {
+        bail!(
+            "systemd mounted nothing at {}; «systemctl status» and the journal say why",
+            below.shown(inside).display()
+        );
+    }
+    Ok(())
 }
 
 /// The type of an entry's file system: its own, or what the probe found.

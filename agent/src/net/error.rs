@@ -35,6 +35,13 @@ pub enum NetError {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// There is a carrier, and the system has not configured what is needed.
+    NotConfigured {
+        /// The interfaces with a carrier, each with what it has.
+        links: Vec<String>,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The kernel refused something without which nothing works.
     Kernel {
         /// What was being done.
@@ -61,6 +68,10 @@ impl NetError {
             Self::NoLease { .. } => {
                 "check that a DHCP server or an IPv6 router answers in this network (VLAN of the switch port, free addresses), or write the addresses \
                  out in ip="
+                    .to_owned()
+            }
+            Self::NotConfigured { .. } => {
+                "look at the service that configures the network in the initrd (networkctl status, journalctl -u systemd-networkd), or set network.by = agent"
                     .to_owned()
             }
             Self::Kernel { .. } => {
@@ -107,6 +118,12 @@ impl fmt::Display for NetError {
                     write!(f, "; {}", troubles.join("; "))
                 }
             }
+            Self::NotConfigured { links, waited } => write!(
+                f,
+                "no interface was given an address and a route by the system within {} s (network.by = system); {}",
+                seconds(waited),
+                links.join(", ")
+            ),
             Self::Kernel { doing, source } => write!(f, "{doing}: {source}"),
         }
     }
@@ -122,7 +139,7 @@ impl std::error::Error for NetError {
         match self {
             // Its text is part of ours already; a caller that prints the chain would print it twice.
             Self::Kernel { source, .. } => std::error::Error::source(source),
-            Self::Off | Self::NoInterface { .. } | Self::NoCarrier { .. } | Self::NoLease { .. } => None,
+            Self::Off | Self::NoInterface { .. } | Self::NoCarrier { .. } | Self::NoLease { .. } | Self::NotConfigured { .. } => None,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The network of the initrd: no udev, no tools, no daemon. `docs/network.md` says how it behaves.
 //!
 //! Pure: [`ip_param`], [`mac`], [`prefix`], [`link`] (which interface gets what), [`dns`], [`dhcp`] but for its sockets, the [`netlink`] codec, and the
-//! readers of [`ra`]. Effects: [`port`] (one interface), [`engine`] (the loop over all of them), [`resolv`], [`pci`].
+//! readers of [`ra`], [`present`] (what somebody else has configured). Effects: [`port`] (one interface), [`engine`] (the loop over all of them),
+//! [`systems`] (the wait for somebody else), [`resolv`], [`pci`].
 
 use std::io;
 use std::net::IpAddr;
@@ -25,8 +26,10 @@ pub mod netlink;
 pub mod pci;
 pub mod port;
 pub mod prefix;
+pub mod present;
 pub mod ra;
 pub mod resolv;
+pub mod systems;
 pub mod wait;
 
 pub use error::NetError;

@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cmdline::CommandLine;
 pub use crate::store_path::StorePath;
 pub use validate::OUR_INIT;
-pub use validated::{FailureAction, InitWord, OnFailure, Origin, PolicyMode, Settings, Verify};
+pub use validated::{FailureAction, InitWord, NetworkBy, OnFailure, Origin, PolicyMode, Settings, Verify};
 pub use value::Size;
 
 use parsed::ParsedFile;
@@ -173,6 +173,7 @@ mod tests {
             ("root.tmpfsSize", own("10%")),
             ("store.tmpfsSize", own("11%")),
             ("store.rwDevice", own("LABEL=b")),
+            ("network.by", own("system")),
             ("network.interface", own("eth1")),
             ("network.dns", own("10.0.0.1 fe80::1")),
             ("network.ipv6", own("false")),
@@ -223,7 +224,7 @@ mod tests {
             "cache": {{"device": "LABEL=a", "fsType": "xfs", "options": ["ro"], "path": "x", "wait": "5s", "keep": 7}},
             "root": {{"tmpfsSize": "1G"}}, "store": {{"tmpfsSize": "10%", "rwDevice": "LABEL=b"}},
             "fileSystems": {{"/a": {{"device": "LABEL=c"}}}},
-            "network": {{"interface": "eth0", "dns": ["::1"], "ipv6": false, "wait": "6s", "keep": true}},
+            "network": {{"by": "system", "interface": "eth0", "dns": ["::1"], "ipv6": false, "wait": "6s", "keep": true}},
             "kernel": {{"modules": ["loop"], "autoload": false, "storeName": "{HASH}-linux-6.6.1", "settle": 8}},
             "onFailure": {{"action": "poweroff", "delay": "9s", "maxDelay": "10s", "shellTimeout": "11s", "retries": 12}},
             "log": "debug", "commandLineMay": ["verify"]}}"#,
@@ -242,6 +243,7 @@ mod tests {
             (Some("LABEL=a"), Some("LABEL=b"))
         );
         assert_eq!(s.file_systems["/a"]["device"], "LABEL=c");
+        assert_eq!(s.network.by, NetworkBy::System);
         assert_eq!((s.network.wait, s.network.ipv6, s.network.keep), (seconds(6), false, true));
         assert_eq!((s.kernel.settle, s.kernel.autoload), (seconds(8), false));
         assert_eq!((s.on_failure.action, s.on_failure.retries), (FailureAction::Poweroff, 12));
@@ -282,10 +284,6 @@ mod tests {
     fn values_that_do_not_fit_together_are_warned_about() {
         for (line, expected) in [
             ("freshroot.on-failure.delay=1h", vec!["onFailure.maxDelay (10min) is shorter"]),
-            (
-                "freshroot.system=/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a init=/nix/store/0123456789abcdfghijklmnpqrsvwxyz-b/init",
-                vec!["two systems"],
-            ),
             ("init=/nix/.freshroot/init", vec![]),
         ] {
             let settings = from("{\"version\": 1, \"allowUnsigned\": true}", line).unwrap();

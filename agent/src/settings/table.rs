@@ -12,7 +12,7 @@ use super::row::Guard::{Free, Listed, ListedIfWeaker, Never, Strict};
 use super::row::Kind::{List, Number, Objects, Size, Switch, Text, Time};
 use super::row::Row;
 use super::row::Separator::{Spaces, SpacesOrCommas};
-use super::validated::{FailureAction, PolicyMode, Settings, Verify};
+use super::validated::{FailureAction, NetworkBy, PolicyMode, Settings, Verify};
 use super::value::{cut, show_duration};
 use crate::store_path::StorePath;
 
@@ -275,6 +275,16 @@ pub static TABLE: &[Row] = &[
         about: "What is mounted besides the store, as NixOS's `fileSystems` says it.",
     },
     Row {
+        name: "network.by",
+        kind: Text {
+            form: "`agent` or `system`",
+            put: |s, text| choice(text, &NETWORK_BY).map(|by| s.network.by = by),
+        },
+        guard: Free,
+        show: |s| word(s.network.by, &NETWORK_BY),
+        about: "Who configures the network: the agent, when it needs it, or the system around it (systemd-networkd), for which the agent then waits.",
+    },
+    Row {
         name: "network.interface",
         kind: Text {
             form: "name of an interface",
@@ -453,6 +463,7 @@ const POLICY_MODE: Choices<PolicyMode, 4> = [
     ("wait", PolicyMode::Wait),
     ("require-fresh", PolicyMode::RequireFresh),
 ];
+const NETWORK_BY: Choices<NetworkBy, 2> = [("agent", NetworkBy::Agent), ("system", NetworkBy::System)];
 const FAILURE_ACTION: Choices<FailureAction, 3> = [
     ("reboot", FailureAction::Reboot),
     ("poweroff", FailureAction::Poweroff),

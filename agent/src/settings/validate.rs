@@ -64,14 +64,6 @@ impl Settings {
         self.init = init_word(param.value.as_deref().unwrap_or_default());
         let position = param.position;
         self.origins.insert("init", Origin::CommandLine { position });
-        if let (InitWord::Toplevel(path), Some(system)) = (&self.init, &self.system)
-            && path != system
-        {
-            self.warnings.push(format!(
-                "two systems are selected: {path} by init=, {system} by {}; freshroot.system counts",
-                self.origin("system")
-            ));
-        }
     }
 
     /// Looks at values that are fine one by one. None of this is worth refusing a boot.

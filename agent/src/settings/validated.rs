@@ -153,9 +153,20 @@ pub struct Store {
     pub rw_device: Option<String>,
 }
 
+/// Who configures the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkBy {
+    /// The agent, when it needs it; taken down at the hand-over.
+    Agent,
+    /// Somebody else, such as systemd-networkd in the initrd: the agent waits for it when it needs it.
+    System,
+}
+
 /// The network, should it be needed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
+    /// Who configures it.
+    pub by: NetworkBy,
     /// The one interface that may be used; none: any.
     pub interface: Option<String>,
     /// DNS servers that are asked before those of the lease.
@@ -307,6 +318,7 @@ impl Settings {
             },
             file_systems: BTreeMap::new(),
             network: Network {
+                by: NetworkBy::Agent,
                 interface: None,
                 dns: Vec::new(),
                 ipv6: true,

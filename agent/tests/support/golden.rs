@@ -76,7 +76,8 @@ pub fn check(command: &str, case: &str) {
     let before = files(root);
     let run = |json: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_freshroot"))
-            .args([command, "--root"])
+            .args(command.split(' '))
+            .arg("--root")
             .arg(root)
             .args(json)
             .env_clear()

@@ -75,6 +75,12 @@ impl World {
         .take(SIZE)
         .collect();
         bytes[..4].copy_from_slice(b"hsqs");
+        let toplevel = format!("/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-nixos-system-{serial}");
+        Self::of(bytes, serial, &toplevel, "6.6.1")
+    }
+
+    /// The world of an image that holds this system, for a kernel of this release.
+    pub fn of(bytes: Vec<u8>, serial: u64, toplevel: &str, kernel: &str) -> Self {
         let index = ChunkIndex::new(bytes.chunks(CHUNK).map(|chunk| (chunk.len() as u32, Digest::of(chunk)))).unwrap();
         let index_bytes = index.to_bytes();
         let image = Image {
@@ -89,8 +95,8 @@ impl World {
         };
         let manifest = json!({
             "version": 1,
-            "systems": [{"name": "default", "toplevel": format!("/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-nixos-system-{serial}"), "initKind": "prepare-root"}],
-            "kernel": {"storeName": "2c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-linux-6.6", "release": "6.6.1"},
+            "systems": [{"name": "default", "toplevel": toplevel, "initKind": "prepare-root"}],
+            "kernel": {"storeName": "2c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-linux-6.6", "release": kernel},
             "kernelParams": [],
             "image": image,
         })
