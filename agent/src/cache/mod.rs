@@ -8,6 +8,7 @@ pub mod evict;
 pub mod part;
 pub mod reports;
 pub mod room;
+pub mod tries;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Read as _;
@@ -32,6 +33,7 @@ const FOLDERS: &[&str] = &[
     "quarantine",
     "reports",
     "tries",
+    "blessed",
     "kernels",
     "initrds",
 ];
@@ -207,18 +209,13 @@ impl Cache {
         self.folder.join("generations").join(format!("{manifest}.json")).exists()
     }
 
-    /// Removes a generation, its boot tries, and its image unless another generation has the same one.
+    /// Removes a generation, its tries and its blessing, and its image unless another generation has the same one.
     ///
     /// # Errors
     /// If something stays.
     pub fn remove_generation(&self, manifest: Digest, image: Option<Digest>) -> Result<()> {
         atomic::remove(&self.folder.join("generations").join(format!("{manifest}.json")))?;
-        let tries = self.folder.join("tries").join(manifest.to_string());
-        match fs::remove_dir_all(&tries) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("removing {}", tries.display())),
-        }
+        self.forget_boots(manifest)?;
         if let Some(image) = image {
             atomic::remove(&self.image_path(image))?;
             atomic::remove(&self.chunk_index_path("images", image))?;
