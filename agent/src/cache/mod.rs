@@ -108,7 +108,8 @@ impl Cache {
             folder: folder.to_owned(),
             lock: Some(lock),
         };
-        for name in FOLDERS.iter().filter(|name| **name != "tries") {
+        // Tries have no temporary names, and blessing needs no lock: it may be writing just now.
+        for name in FOLDERS.iter().filter(|name| !matches!(**name, "tries" | "blessed")) {
             for path in atomic::remove_leftovers(&folder.join(name))? {
                 log::info!("removed {}, left by an interrupted write", path.display());
             }
@@ -225,7 +226,7 @@ impl Cache {
 }
 
 /// Whether the nearest folder that exists lies on a file system that is mounted read-only.
-fn read_only(folder: &Path) -> bool {
+pub fn read_only(folder: &Path) -> bool {
     let status = folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok());
     status.is_some_and(|status| status.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }

@@ -82,6 +82,54 @@ fn numbers(folder: &Path) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
+/// Marks a generation in the cache `folder` as good, and gives its tries back. Says whether there was anything to do. It needs no lock: the
+/// running system alone blesses, what it blesses is not evicted, and a refresh that holds the lock for hours must not keep it from that.
+///
+/// # Errors
+/// Of any step; then it is still as good as it was before.
+pub fn bless(folder: &Path, manifest: Digest, boot_id: &str, now: u64) -> Result<bool> {
+    let history = read_history(folder)?;
+    let last = history.last_blessed();
+    let newly = last != Some(manifest);
+    if newly {
+        let blessing = Blessing {
+            version: 1,
+            sequence: last
+                .and_then(|last| history.blessed.get(&last))
+                .map_or(1, |sequence| sequence.saturating_add(1)),
+            boot_id: boot_id.to_owned(),
+            blessed: now,
+        };
+        let mut bytes = serde_json::to_vec(&blessing).context("writing a blessing as JSON")?;
+        bytes.push(b'\n');
+        let blessed = folder.join(BLESSED);
+        make_folder(&blessed)?;
+        atomic::write(&blessed, &format!("{manifest}.json"), &bytes)?;
+    }
+    let tried = forget_tries(folder, manifest)?;
+    Ok(newly || tried)
+}
+
+/// Removes the tries of a generation. Says whether there were any.
+fn forget_tries(folder: &Path, manifest: Digest) -> Result<bool> {
+    let tries = folder.join(TRIES);
+    let folder = tries.join(manifest.to_string());
+    match fs::remove_dir_all(&folder) {
+        Ok(()) => atomic::sync_folder(&tries).map(|()| true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("removing {}", folder.display())),
+    }
+}
+
+/// Makes a folder that lasts, if it is not there.
+fn make_folder(folder: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Ok(()) => folder.parent().map_or(Ok(()), atomic::sync_folder),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("making the folder {}", folder.display())),
+    }
+}
+
 impl Cache {
     /// Counts a boot try of a generation, so that it lasts whatever happens next. Gives the number of tries with this one.
     ///
@@ -92,11 +140,8 @@ impl Cache {
         let folder = tries.join(manifest.to_string());
         let numbers = numbers(&folder)?;
         if numbers.is_empty() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&folder)
-                .with_context(|| format!("making the folder {}", folder.display()))?;
+            make_folder(&folder)?;
+            // A power cut may have come just after it was made.
             atomic::sync_folder(&tries)?;
         }
         let number = numbers.last().map_or(1, |last| last.saturating_add(1));
@@ -119,52 +164,12 @@ impl Cache {
         Ok(u32::try_from(numbers.len()).unwrap_or(u32::MAX).saturating_add(1))
     }
 
-    /// Marks a generation as good, and gives its tries back. Says whether there was anything to do.
-    ///
-    /// # Errors
-    /// Of any step; then it is still as good as it was before.
-    pub fn bless(&self, manifest: Digest, boot_id: &str, now: u64) -> Result<bool> {
-        let history = read_history(self.folder())?;
-        let last = history.last_blessed();
-        let newly = last != Some(manifest);
-        if newly {
-            let blessing = Blessing {
-                version: 1,
-                sequence: last
-                    .and_then(|last| history.blessed.get(&last))
-                    .map_or(1, |sequence| sequence.saturating_add(1)),
-                boot_id: boot_id.to_owned(),
-                blessed: now,
-            };
-            let mut bytes = serde_json::to_vec(&blessing).context("writing a blessing as JSON")?;
-            bytes.push(b'\n');
-            let folder = self.folder().join(BLESSED);
-            atomic::write(&folder, &format!("{manifest}.json"), &bytes)?;
-        }
-        let tried = self.forget_tries(manifest)?;
-        Ok(newly || tried)
-    }
-
-    /// Removes the tries of a generation. Says whether there were any.
-    ///
-    /// # Errors
-    /// If something stays.
-    pub(super) fn forget_tries(&self, manifest: Digest) -> Result<bool> {
-        let tries = self.folder().join(TRIES);
-        let folder = tries.join(manifest.to_string());
-        match fs::remove_dir_all(&folder) {
-            Ok(()) => atomic::sync_folder(&tries).map(|()| true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("removing {}", folder.display())),
-        }
-    }
-
     /// Removes what is known about the boots of a generation that goes.
     ///
     /// # Errors
     /// If something stays.
     pub(super) fn forget_boots(&self, manifest: Digest) -> Result<()> {
-        self.forget_tries(manifest)?;
+        forget_tries(self.folder(), manifest)?;
         atomic::remove(&self.folder().join(BLESSED).join(format!("{manifest}.json")))?;
         Ok(())
     }
@@ -194,21 +199,21 @@ mod tests {
         assert_eq!(tries(a), 0);
         assert_eq!([cache.count_try(a, "1", 5).unwrap(), cache.count_try(a, "2", 5).unwrap()], [1, 2]);
         assert_eq!((tries(a), tries(b)), (2, 0));
-        assert!(cache.bless(a, "2", 5).unwrap());
-        assert!(!cache.bless(a, "2", 5).unwrap(), "a second time there is nothing to do");
+        assert!(bless(folder.path(), a, "2", 5).unwrap());
+        assert!(!bless(folder.path(), a, "2", 5).unwrap(), "a second time there is nothing to do");
         assert_eq!(tries(a), 0);
         assert_eq!(cache.count_try(a, "3", 5).unwrap(), 1);
         assert!(read_history(folder.path()).unwrap().is_blessed(a));
-        assert!(cache.bless(a, "3", 5).unwrap());
+        assert!(bless(folder.path(), a, "3", 5).unwrap());
     }
 
     #[test]
     fn the_last_blessed_one_is_known_without_a_clock() {
-        let (folder, cache) = cache();
+        let (folder, _cache) = cache();
         let last = || read_history(folder.path()).unwrap().last_blessed();
         assert_eq!(last(), None);
         for (name, now) in [("a", 900), ("b", 20), ("a", 10)] {
-            cache.bless(digest(name), "boot", now).unwrap();
+            bless(folder.path(), digest(name), "boot", now).unwrap();
             assert_eq!(last(), Some(digest(name)));
         }
     }
@@ -229,13 +234,13 @@ mod tests {
 
     #[test]
     fn a_blessing_that_cannot_be_read_counts_as_absent_and_is_left_alone() {
-        let (folder, cache) = cache();
+        let (folder, _cache) = cache();
         let blessed = folder.path().join(BLESSED);
         let name = |of: &str| format!("{}.json", digest(of));
         fs::write(blessed.join(name("a")), "{\"version\": 2, \"sequence\": 9}").unwrap();
         fs::write(blessed.join("notes.json"), "mine").unwrap();
         assert_eq!(read_history(folder.path()).unwrap(), History::default());
-        cache.bless(digest("b"), "boot", 5).unwrap();
+        bless(folder.path(), digest("b"), "boot", 5).unwrap();
         assert_eq!(read_history(folder.path()).unwrap().last_blessed(), Some(digest("b")));
         assert!(blessed.join(name("a")).exists());
         fs::write(
@@ -244,7 +249,7 @@ mod tests {
         )
         .unwrap();
         assert!(
-            cache.bless(digest("c"), "boot", 5).is_ok(),
+            bless(folder.path(), digest("c"), "boot", 5).is_ok(),
             "a sequence that cannot grow is no panic"
         );
     }
@@ -253,7 +258,7 @@ mod tests {
     fn a_generation_that_goes_takes_its_boots_along() {
         let (folder, cache) = cache();
         cache.count_try(digest("a"), "1", 5).unwrap();
-        cache.bless(digest("a"), "1", 5).unwrap();
+        bless(folder.path(), digest("a"), "1", 5).unwrap();
         cache.count_try(digest("a"), "2", 5).unwrap();
         cache.remove_generation(digest("a"), None).unwrap();
         assert_eq!(read_history(folder.path()).unwrap().tries(digest("a")), 0);
