@@ -44,11 +44,19 @@ impl History {
     }
 }
 
-/// What the cache in `folder` holds about earlier boots; changes nothing. What is malformed is as if absent.
+/// What the cache in `folder` holds about earlier boots; changes nothing. What is malformed, or cannot be read, is as if absent.
 ///
 /// # Errors
 /// If a folder is there and cannot be read.
 pub fn read_history(folder: &Path) -> Result<History> {
+    read(folder, &|path, error| {
+        log::warn!("{}: {error:#}", path.display());
+        Ok(())
+    })
+}
+
+/// `unreadable` decides about a blessing that the disk does not give.
+fn read(folder: &Path, unreadable: &dyn Fn(&Path, anyhow::Error) -> Result<()>) -> Result<History> {
     let mut history = History::default();
     for name in atomic::names(&folder.join(TRIES))? {
         if let Ok(manifest) = name.parse::<Digest>() {
@@ -61,7 +69,13 @@ pub fn read_history(folder: &Path) -> Result<History> {
             continue;
         };
         let path = folder.join(BLESSED).join(&name);
-        let bytes = read_bounded(&path, LIMIT).ok().flatten().unwrap_or_default();
+        let bytes = match read_bounded(&path, LIMIT) {
+            Ok(bytes) => bytes.unwrap_or_default(),
+            Err(error) => {
+                unreadable(&path, error)?;
+                continue;
+            }
+        };
         match std::str::from_utf8(&bytes)
             .map_err(anyhow::Error::from)
             .and_then(|text| Ok(Blessing::parse(text)?))
@@ -88,7 +102,8 @@ fn numbers(folder: &Path) -> Result<Vec<u32>> {
 /// # Errors
 /// Of any step; then it is still as good as it was before.
 pub fn bless(folder: &Path, manifest: Digest, boot_id: &str, now: u64) -> Result<bool> {
-    let history = read_history(folder)?;
+    // The new one is the last only if it comes after all that are there.
+    let history = read(folder, &|_, error| Err(error))?;
     let last = history.last_blessed();
     let newly = last != Some(manifest);
     if newly {
