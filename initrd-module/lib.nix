@@ -119,6 +119,7 @@ rec {
   computedNames = [
     "fileSystems"
     "kernel.storeName"
+    "policy.tries"
   ];
 
   # In docs/settings.md, but of no use in an initrd that is to stay the same from generation to generation: these belong on command lines.

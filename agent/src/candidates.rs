@@ -47,6 +47,15 @@ pub struct Observed<'a> {
     pub unfit: Option<String>,
     /// Why its image could not be had in this boot.
     pub failed: Option<String>,
+    /// Whether it has no tries left.
+    pub spent: bool,
+    /// Whether a system that it booted has found it good, at any time.
+    pub blessed: bool,
+}
+
+/// Whether a generation that was tried so often has no tries left. None are counted where `allowed` is 0.
+pub const fn is_spent(tries: u32, allowed: u32) -> bool {
+    allowed > 0 && tries >= allowed
 }
 
 /// Candidates for the decision: those that hold what is wanted first; then by serial within the wanted channel; then the newest acceptance.
@@ -71,6 +80,8 @@ pub fn candidates(observed: &[Observed<'_>], wanted: &Wanted, kernel: &RunningKe
                 .or_else(|| wanted.rules_out(one.authorised)),
             image: one.image.clone(),
             failed: one.failed.clone(),
+            spent: one.spent,
+            blessed: one.blessed,
             name: name_of(one.authorised),
         })
         .collect()
@@ -190,6 +201,20 @@ mod tests {
     }
 
     #[test]
+    fn tries_are_used_up_when_as_many_were_made_as_are_allowed() {
+        for (tries, allowed, spent) in [
+            (0, 0, false),
+            (9, 0, false),
+            (0, 3, false),
+            (2, 3, false),
+            (3, 3, true),
+            (4, 3, true),
+        ] {
+            assert_eq!(is_spent(tries, allowed), spent, "{tries} of {allowed}");
+        }
+    }
+
+    #[test]
     fn the_wanted_channel_comes_first_by_serial_then_the_newest() {
         let (a, b, c) = (
             generation("a", "stable", 2, None),
@@ -203,6 +228,8 @@ mod tests {
                 image: ImageState::Absent,
                 unfit: None,
                 failed: None,
+                spent: false,
+                blessed: false,
             })
             .to_vec();
         let wanted = Wanted {

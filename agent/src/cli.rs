@@ -41,6 +41,8 @@ pub enum Command {
         /// As JSON instead of text.
         json: bool,
     },
+    /// Mark the running boot as good.
+    Bless,
     /// Say whether a persistent mount is its disk.
     CheckMount {
         /// Its mount point.
@@ -145,6 +147,17 @@ mounted, and ends; it fails where nothing can be booted. Settings come from /etc
   freshroot status --json | jq .warnings",
     },
     CommandHelp {
+        name: "bless",
+        arguments: "",
+        summary: "mark the running boot as good: its generation has all its tries again",
+        options: &[],
+        text: "With policy.tries each boot uses up a try. A generation that has none left gives way to another one: a system that came up well says so with this
+command, once. Its generation is then not evicted from the cache as long as it is the last one that was blessed.
+
+Example:
+  freshroot bless",
+    },
+    CommandHelp {
         name: "fail",
         arguments: "[--unit NAME]",
         summary: "say why the boot failed, and carry out the failure policy; units of the initrd call it",
@@ -200,6 +213,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
     };
     match name.to_str() {
         Some("boot") => boot(&mut parser),
+        Some("bless") => bless(&mut parser),
         Some("plan") => plan(&mut parser),
         Some("status") => status(&mut parser),
         Some("fail") => fail(&mut parser),
@@ -276,6 +290,15 @@ fn status(parser: &mut Parser) -> Result<Command, Usage> {
         }
     }
     Ok(Command::Status { root, json })
+}
+
+fn bless(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("bless");
+    match next(parser, about)? {
+        None => Ok(Command::Bless),
+        Some(Short('h') | Long("help")) => Ok(Command::Help(about)),
+        Some(other) => Err(unexpected(other, about)),
+    }
 }
 
 fn fail(parser: &mut Parser) -> Result<Command, Usage> {
@@ -462,6 +485,7 @@ mod tests {
                     json: true,
                 },
             ),
+            ("freshroot bless", Command::Bless),
             ("freshroot fail", Command::Fail { unit: None }),
             (
                 "freshroot fail --unit emergency.service",

@@ -34,6 +34,10 @@ pub struct Candidate {
     pub image: ImageState,
     /// Why its image could not be had at this boot.
     pub failed: Option<String>,
+    /// Whether it was booted as often as it may be without being found good: it boots only if nothing else does.
+    pub spent: bool,
+    /// Whether it was ever found good by the system that it booted.
+    pub blessed: bool,
     /// For people: channel and serial, or the toplevel's name.
     pub name: String,
 }
@@ -116,21 +120,40 @@ pub struct Decision {
 
 /// Decides.
 pub fn decide(situation: &Situation) -> Decision {
-    let wanted = situation
-        .candidates
-        .iter()
-        .find(|candidate| candidate.wanted && candidate.bootable());
+    let best = best(&situation.candidates);
+    let selected = match situation.mode {
+        // Nothing but what is wanted is confirmed by having been named.
+        PolicyMode::RequireFresh => best.filter(|best| best.wanted).or_else(|| first(&situation.candidates)),
+        PolicyMode::Offline | PolicyMode::CacheFirst | PolicyMode::Wait => best,
+    };
     match (&situation.answer, situation.mode) {
         // What is named exactly and cached cannot be made fresher by asking.
-        (Answer::NotAsked, _) if situation.exact && wanted.is_some() => {
-            use_image(wanted, "selected-cached", "the selected system is cached, no request is needed")
-        }
-        (Answer::NotAsked, PolicyMode::Offline) => fall_back(situation, "offline", "the policy is offline"),
-        (Answer::NotAsked, PolicyMode::CacheFirst) if wanted.is_some() => use_image(
-            wanted,
-            "cache-first",
-            "the policy is cache-first: what is cached boots, and is refreshed later",
+        (Answer::NotAsked, _) if situation.exact && first(&situation.candidates).is_some() => use_best(
+            situation,
+            selected,
+            "selected-cached",
+            "the selected system is cached, no request is needed",
         ),
+        (Answer::NotAsked, PolicyMode::Offline) => fall_back(situation, "offline", "the policy is offline"),
+        // A newer one would have its tries left: where these are all used up, somebody is asked after all.
+        (Answer::NotAsked, PolicyMode::CacheFirst) if best.is_some_and(|best| best.wanted && (!best.spent || !situation.askable)) => {
+            use_best(
+                situation,
+                best,
+                "cache-first",
+                "the policy is cache-first: what is cached boots, and is refreshed later",
+            )
+        }
+        // Bytes are not spent on what has no tries left while something else has.
+        (Answer::NotAsked, PolicyMode::CacheFirst | PolicyMode::Wait)
+            if situation.exact && known(situation).is_some_and(|known| known.spent) && best.is_some_and(|best| !best.spent) =>
+        {
+            use_image(
+                best,
+                "tries-used-up",
+                "the selected system is incomplete and has no tries left: another one boots",
+            )
+        }
         // A manifest that is known and authorised need not be asked for again: only its image is missing.
         (Answer::NotAsked, _) if situation.exact && situation.askable && known(situation).is_some() => fetch(
             known(situation),
@@ -155,8 +178,36 @@ pub fn decide(situation: &Situation) -> Decision {
     }
 }
 
+/// The first wanted one that could be booted from what is here, whatever its tries.
+fn first(candidates: &[Candidate]) -> Option<&Candidate> {
+    candidates.iter().find(|candidate| candidate.wanted && candidate.bootable())
+}
+
+/// What to boot of what is here, if nothing newer comes: the first that is wanted, else the first at all. If that one has no tries left: another one
+/// that has, what is wanted before what is not, and what was blessed before what was not; and if there is none, that one all the same.
+pub fn best(candidates: &[Candidate]) -> Option<&Candidate> {
+    let bootable = || candidates.iter().filter(|candidate| candidate.bootable());
+    let first = first(candidates).or_else(|| bootable().next())?;
+    if !first.spent {
+        return Some(first);
+    }
+    bootable()
+        .filter(|candidate| !candidate.spent)
+        .min_by_key(|candidate| (!candidate.wanted, !candidate.blessed))
+        .or(Some(first))
+}
+
 fn named(situation: &Situation, digest: &Digest, mode: PolicyMode) -> Decision {
     let candidate = situation.candidates.iter().find(|candidate| candidate.manifest == *digest);
+    if let (Some(Candidate { spent: true, name, .. }), PolicyMode::Offline | PolicyMode::CacheFirst | PolicyMode::Wait) = (candidate, mode)
+        && let Some(other) = best(&situation.candidates).filter(|other| !other.spent)
+    {
+        return use_image(
+            Some(other),
+            "tries-used-up",
+            &format!("{name}, the newest generation, has no tries left: an older one boots"),
+        );
+    }
     let why = match candidate {
         Some(candidate) if candidate.bootable() => return use_image(Some(candidate), "fresh", "the newest generation is cached"),
         Some(candidate) if candidate.fetchable() => return fetch(Some(candidate), "stale", "a newer generation is published"),
@@ -194,10 +245,15 @@ fn use_image(candidate: Option<&Candidate>, rule: &'static str, reason: &str) ->
     } else {
         Next::Verify(candidate.manifest)
     };
+    let spent = if candidate.spent {
+        ", which has no tries left, but nothing else can boot"
+    } else {
+        ""
+    };
     Decision {
         next,
         rule,
-        reason: format!("{reason} ({})", candidate.name),
+        reason: format!("{reason} ({}{spent})", candidate.name),
     }
 }
 
@@ -212,11 +268,23 @@ fn fetch(candidate: Option<&Candidate>, rule: &'static str, reason: &str) -> Dec
     }
 }
 
-/// The best of what is cached: the wanted first, then whatever boots under this kernel.
+/// The best of what is cached, and by its own rule if that is not the first because the first has no tries left.
+fn use_best(situation: &Situation, best: Option<&Candidate>, rule: &'static str, reason: &str) -> Decision {
+    match (first(&situation.candidates), best) {
+        (Some(first), Some(best)) if first.manifest != best.manifest => use_image(
+            Some(best),
+            "tries-used-up",
+            &format!("{reason}, but {} has no tries left: another one boots", first.name),
+        ),
+        (Some(_) | None, best) => use_image(best, rule, reason),
+    }
+}
+
+/// What is cached: the wanted first, then whatever boots under this kernel.
 fn fall_back(situation: &Situation, rule: &'static str, why: &str) -> Decision {
-    let bootable = || situation.candidates.iter().filter(|candidate| candidate.bootable());
-    match bootable().find(|candidate| candidate.wanted).or_else(|| bootable().next()) {
-        Some(candidate) if candidate.wanted => use_image(Some(candidate), rule, &format!("{why}: what is cached boots")),
+    match best(&situation.candidates) {
+        Some(candidate) if candidate.wanted => use_best(situation, Some(candidate), rule, &format!("{why}: what is cached boots")),
+        Some(candidate) if first(&situation.candidates).is_some() => use_best(situation, Some(candidate), rule, why),
         Some(candidate) => use_image(
             Some(candidate),
             rule,
@@ -274,6 +342,8 @@ mod tests {
             unfit: None,
             image,
             failed: None,
+            spent: false,
+            blessed: false,
             name: format!("g{number}"),
         }
     }
@@ -321,6 +391,8 @@ mod tests {
             for word in words {
                 match word {
                     "other kernel" => candidate.unfit = Some("other kernel".to_owned()),
+                    "spent" => candidate.spent = true,
+                    "blessed" => candidate.blessed = true,
                     "fetch failed" => candidate.failed = Some("fetch failed".to_owned()),
                     other => panic!("candidate {other}"),
                 }
@@ -380,13 +452,45 @@ mod tests {
         assert_eq!(what, "connection refused; g1: its image is incomplete; g2: it needs kernel 6.6");
     }
 
+    #[test]
+    fn of_those_with_tries_left_the_wanted_come_first_and_of_these_the_blessed() {
+        let one = |number, wanted, spent, blessed| Candidate {
+            spent,
+            blessed,
+            ..candidate(number, wanted, ImageState::Unchecked)
+        };
+        let (bad, good) = ((true, false), (false, true));
+        let plain = (false, false);
+        for (candidates, expected) in [
+            // The newest has its tries: it is not passed over because it was not blessed yet.
+            (vec![(true, plain), (true, good)], 0),
+            (vec![(true, bad), (true, plain), (true, good)], 2),
+            (vec![(true, bad), (true, plain), (true, plain)], 1),
+            (vec![(true, bad), (true, plain), (false, good)], 1),
+            (vec![(true, bad), (false, plain), (false, good)], 2),
+            // A generation that was blessed once and fails now has no right before others.
+            (vec![(true, (true, true)), (true, plain)], 1),
+            (vec![(true, bad), (true, bad), (false, bad)], 0),
+            (vec![(false, plain), (true, plain)], 1),
+            (vec![(false, bad), (true, bad)], 1),
+        ] {
+            let list: Vec<Candidate> = candidates
+                .iter()
+                .zip(0..)
+                .map(|((wanted, (spent, blessed)), number)| one(number, *wanted, *spent, *blessed))
+                .collect();
+            assert_eq!(best(&list).unwrap().manifest, digest(expected), "{candidates:?}");
+        }
+        assert_eq!(best(&[]), None);
+    }
+
     fn any_image() -> impl Strategy<Value = ImageState> {
         prop_oneof![Just(ImageState::Absent), Just(ImageState::Partial), Just(ImageState::Unchecked)]
     }
 
     prop_compose! {
-        fn any_candidate()(number in 0u8..6, wanted: bool, image in any_image(), kernel: bool) -> Candidate {
-            Candidate { unfit: kernel.then(|| "other kernel".to_owned()), ..candidate(number, wanted, image) }
+        fn any_candidate()(number in 0u8..6, wanted: bool, image in any_image(), kernel: bool, spent: bool, blessed: bool) -> Candidate {
+            Candidate { unfit: kernel.then(|| "other kernel".to_owned()), spent, blessed, ..candidate(number, wanted, image) }
         }
     }
 
@@ -439,6 +543,10 @@ mod tests {
                         let found = situation.candidates.iter().find(|candidate| candidate.manifest == digest).unwrap();
                         prop_assert_eq!(&found.image, &ImageState::Verified);
                         prop_assert!(found.unfit.is_none());
+                        if mode != PolicyMode::RequireFresh && found.spent {
+                            let other = situation.candidates.iter().any(|one| !one.spent && one.bootable());
+                            prop_assert!(!other, "something with tries left could boot");
+                        }
                         if mode == PolicyMode::RequireFresh {
                             let named = matches!(&situation.answer, Answer::Names(newest) if *newest == digest);
                             prop_assert!(named || (exact && found.wanted), "require-fresh boots only what was confirmed");

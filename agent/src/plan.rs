@@ -1,7 +1,7 @@
 //! The plan: what `boot` would do next and why, from what can be seen without doing anything. No executor is in scope here.
 //!
-//! It is pure but for one thing: it looks at the cache, through [`read_generations`] and [`held`] alone, which open files for reading and change
-//! nothing. It may read, never write: [`crate::cache::Cache`], which locks and writes, has no place here.
+//! It is pure but for one thing: it looks at the cache, through [`read_generations`], [`read_history`] and [`held`] alone, which open files for
+//! reading and change nothing. It may read, never write: [`crate::cache::Cache`], which locks and writes, has no place here.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -11,8 +11,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use crate::cache::tries::{History, read_history};
 use crate::cache::{Held, held, read_generations};
-use crate::candidates::{Observed, RunningKernel, candidates};
+use crate::candidates::{Observed, RunningKernel, candidates, is_spent};
 use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
 use crate::mode::Mode;
 use crate::mount::entry::{MountEntry, MountKind, Need};
@@ -64,6 +65,11 @@ struct Seen {
     manifest: String,
     wanted: bool,
     image: &'static str,
+    #[serde(skip_serializing_if = "is_false")]
+    blessed: bool,
+    /// No tries are left.
+    #[serde(skip_serializing_if = "is_false")]
+    spent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     unfit: Option<String>,
 }
@@ -89,6 +95,7 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
         None => (Vec::new(), Vec::new()),
     };
     warnings.extend(left_out);
+    let history = cache.map(read_history).transpose()?.unwrap_or_else(History::default);
     let observed: Vec<Observed<'_>> = known
         .iter()
         .map(|one| Observed {
@@ -101,6 +108,8 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
             },
             unfit: None,
             failed: None,
+            spent: is_spent(history.tries(one.authorised.digest()), settings.policy.tries),
+            blessed: history.is_blessed(one.authorised.digest()),
         })
         .collect();
     let situation = Situation {
@@ -199,8 +208,15 @@ fn seen(candidate: &Candidate) -> Seen {
             ImageState::Unchecked => "cached",
             ImageState::Verified => "verified",
         },
+        blessed: candidate.blessed,
+        spent: candidate.spent,
         unfit: candidate.unfit.clone(),
     }
+}
+
+/// Serde gives a reference.
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Where images are kept. A cache disk that is configured and not mounted is said: «nothing cached» would be a guess.
@@ -287,7 +303,9 @@ impl fmt::Display for Plan {
         for (number, seen) in self.generations.iter().enumerate() {
             let title = if number == 0 { "cached:" } else { "" };
             let wanted = if seen.wanted { "wanted, " } else { "" };
-            writeln!(f, "{title:<11}{} ({wanted}image {})", seen.name, seen.image)?;
+            let blessed = if seen.blessed { ", blessed" } else { "" };
+            let spent = if seen.spent { ", no tries left" } else { "" };
+            writeln!(f, "{title:<11}{} ({wanted}image {}{blessed}{spent})", seen.name, seen.image)?;
             if let Some(unfit) = &seen.unfit {
                 writeln!(f, "           cannot boot: {unfit}")?;
             }

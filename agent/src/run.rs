@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{ErrorKind, Write as _, stdout};
+use std::io::{Write as _, stdout};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,10 +18,9 @@ use crate::mode::Mode;
 use crate::plan::plan;
 use crate::report::{self, Report};
 use crate::settings::Settings;
+use crate::stage_2::bless::bless;
 use crate::stage_2::check_mount::check_mount;
-
-/// Reports are a few kilobytes.
-const REPORT_LIMIT: u64 = 1 << 20;
+use crate::stage_2::report_text;
 
 /// Runs a command; gives the exit code of the process.
 ///
@@ -49,6 +48,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             crate::boot::fail::fail(Path::new("/"), unit.as_deref())?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Bless => print(&(bless(Path::new("/"))? + "\n")),
         Command::CheckMount { path } => {
             check_mount(Path::new("/"), &path)?;
             Ok(ExitCode::SUCCESS)
@@ -98,19 +98,8 @@ fn show_plan(root: &Path, mode: Mode, cmdline: Option<&OsStr>, config: Option<&P
 }
 
 fn show_status(root: &Path, json: bool) -> Result<ExitCode> {
-    use std::io::Read as _;
     let path = root.join(report::PATH);
-    let mut text = String::new();
-    let file = match fs::File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("there is no report {}: was this system booted by freshroot?", path.display())
-        }
-        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
-    };
-    file.take(REPORT_LIMIT)
-        .read_to_string(&mut text)
-        .with_context(|| format!("reading {}", path.display()))?;
+    let text = report_text(root)?;
     let report = Report::parse(&text).with_context(|| format!("reading {}", path.display()))?;
     if json { print(&text) } else { print(&report.to_string()) }
 }

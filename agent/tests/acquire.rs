@@ -11,6 +11,8 @@ use std::path::Path;
 
 use freshroot::boot::acquire::Acquire;
 use freshroot::boot::cache_disk::open_cache;
+use freshroot::cache::tries::bless;
+use freshroot::cache::{Cache, atomic};
 use freshroot::candidates::RunningKernel;
 use freshroot::digest::Digest;
 use freshroot::formats::key::SecretKey;
@@ -28,11 +30,11 @@ fn kernel() -> RunningKernel {
     }
 }
 
-/// Settings of a machine that asks nobody, and what it wants.
+/// Settings of a machine that asks nobody and allows two tries, and what it wants.
 fn offline(verify: &str) -> (Settings, Wanted) {
     let trusted: SecretKey = key();
     let text = format!(
-        r#"{{"version": 1, "channel": "stable", "policy": {{"mode": "offline"}}, "verify": "{verify}", "trustedPublicKeys": ["{}"]}}"#,
+        r#"{{"version": 1, "channel": "stable", "policy": {{"mode": "offline", "tries": 2}}, "verify": "{verify}", "trustedPublicKeys": ["{}"]}}"#,
         trusted.public()
     );
     let settings = Settings::from_sources(Some(("config.json", text.as_bytes())), b"").unwrap();
@@ -108,4 +110,43 @@ fn an_image_taken_by_its_size_that_does_not_serve_is_verified_before_it_is_given
     acquire.reject(second, "it has no init");
     let failure = acquire.next(&mut report).map(|_| ()).unwrap_err();
     assert!(failure.what.contains("it has no init"), "{}", failure.what);
+}
+
+#[test]
+fn what_was_tried_twice_without_a_blessing_gives_way_and_boots_when_nothing_else_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (World::new(1), World::new(2));
+    old.install(&open(folder.path()), 1);
+    new.install(&open(folder.path()), 2);
+    let digest = |world: &World| Digest::of(world.manifest.as_bytes());
+    let (settings, wanted) = offline("full");
+    // One boot: what it boots, and what it warns of.
+    let boot = |cache: Option<Cache>| {
+        let mut report = Report::new("test");
+        let cache = cache.or_else(|| open_cache(folder.path()).ok());
+        let mut acquire = Acquire::new(Path::new("/"), &settings, &wanted, kernel(), cache, &mut report);
+        let acquired = acquire.next(&mut report).unwrap();
+        acquire.count_try(&acquired, &mut report);
+        (acquired.known.authorised.digest(), report.warnings.join("; "))
+    };
+    let quiet = |world: &World| (digest(world), String::new());
+    assert_eq!([boot(None), boot(None)], [quiet(&new), quiet(&new)]);
+    assert_eq!([boot(None), boot(None)], [quiet(&old), quiet(&old)]);
+    for _ in 0..2 {
+        let (booted, warning) = boot(None);
+        assert_eq!(booted, digest(&new), "nothing has tries left");
+        assert!(warning.contains("booted 2 times without being blessed"), "{warning}");
+    }
+    assert_eq!(
+        atomic::names(&folder.path().join(format!("tries/{}", digest(&new)))).unwrap(),
+        ["1", "2"]
+    );
+    bless(folder.path(), digest(&old), "test", 0).unwrap();
+    assert_eq!([boot(None), boot(None)], [quiet(&old), quiet(&old)]);
+    assert_eq!(boot(None).0, digest(&new), "tries count again after a blessing");
+    // What cannot be counted boots all the same.
+    bless(folder.path(), digest(&new), "test", 0).unwrap();
+    let (booted, warning) = boot(Some(Cache::for_reading(folder.path())));
+    assert_eq!(booted, digest(&new));
+    assert!(warning.contains("not counted as a try"), "{warning}");
 }

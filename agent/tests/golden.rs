@@ -43,6 +43,7 @@ cases! {
         a_pinned_manifest_boots_without_a_key
         a_generation_of_a_foreign_key_is_left_alone
         a_generation_for_another_kernel_does_not_boot
+        a_generation_without_tries_left_gives_way_to_a_blessed_one
         a_guarded_setting_is_refused_on_the_command_line
         an_unknown_word_of_ours_is_warned_about
         persistent_entries_are_mounted_in_order

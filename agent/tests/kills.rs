@@ -5,48 +5,23 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod disturb;
     pub mod strace;
     pub mod world;
 }
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use freshroot::cache::part::Part;
 use freshroot::cache::{Cache, Held, atomic, reports};
-use freshroot::digest::Digest;
-use freshroot::fetch::retry::jitter;
 use freshroot::verify::verify_image;
-use support::strace::{Ended, FOLDER, run};
+use support::disturb::{Fault, Point, descriptor, trace};
 use support::world::{CHUNK, CHUNKS, World, kept, open, present, trust};
 
-/// All that changes a disk. Those that an architecture does not have are passed over by strace.
-const CALLS: &[&str] = &[
-    "write",
-    "pwrite64",
-    "fsync",
-    "fdatasync",
-    "?rename",
-    "?renameat",
-    "?renameat2",
-    "?unlink",
-    "?unlinkat",
-    "openat",
-    "ftruncate",
-    "fallocate",
-];
-/// Points of one job and one kind of fault: all kills, and half of the refusals.
-const AT_MOST: usize = 90;
-const BEGIN: &str = "job-begins";
-const END: &str = "job-ends";
-/// More than any other thread of a child makes of the same call. strace counts by thread: so many are made before the job, lest another thread is met.
-const OTHERS: usize = 40;
 /// The chunk that is bad in the corrupt image.
 const BAD: u32 = 5;
 
@@ -105,145 +80,6 @@ fn complete(cache: &Cache, new: &World, sequence: u64) -> Result<usize> {
     cache.commit_generation(&new.generation(sequence))?;
     reports::keep(folder, &format!("boot-{sequence}"), b"{}")?;
     Ok(fetched)
-}
-
-/// The job itself, in the child.
-fn in_child(folder: &Path) {
-    let mut nowhere = File::create("/dev/null").unwrap();
-    for _ in 0..OTHERS {
-        nowhere.write_all(b"x").unwrap();
-        drop(File::open(folder.join(BEGIN)));
-    }
-    let outcome = Cache::open(folder, Instant::now() + Duration::from_secs(5)).and_then(|cache| complete(&cache, &World::new(2), 3));
-    drop(File::open(folder.join(END)));
-    if let Err(error) = outcome {
-        panic!("the job ends with an error: {error:#}");
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    // In the order of their age: it counts for reports.
-    let mut entries: Vec<_> = fs::read_dir(from).unwrap().map(Result::unwrap).collect();
-    entries.sort_by_key(|entry| entry.metadata().unwrap().modified().unwrap());
-    for entry in entries {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), &target).unwrap();
-        }
-    }
-}
-
-/// One line of a trace: the call and its arguments as strace prints them.
-struct Call {
-    name: String,
-    line: String,
-}
-
-/// The calls of the job's thread that strace saw in a whole run of a job, up to the job's end, and the number of those before it begins.
-fn trace(name: &str, template: &Path) -> (Vec<Call>, usize) {
-    let scratch = tempfile::tempdir().unwrap();
-    let folder = scratch.path().join("cache");
-    copy(template, &folder);
-    let log = scratch.path().join("log");
-    let options = [
-        format!("-o{}", log.display()),
-        "-y".to_owned(),
-        format!("-etrace={}", CALLS.join(",")),
-    ];
-    let (ended, told) = run(name, &folder, &options);
-    assert_eq!(ended, Ended::Passed, "{told}");
-    let text = fs::read_to_string(log).unwrap();
-    let begins = text
-        .lines()
-        .find(|line| line.contains(BEGIN))
-        .expect("the job's first call is in the trace");
-    let thread_of_job = begins.split_whitespace().next().unwrap();
-    let mut calls: Vec<Call> = text
-        .lines()
-        .filter_map(|line| line.split_once(char::is_whitespace).filter(|(thread, _)| *thread == thread_of_job))
-        .filter_map(|(_, line)| {
-            let line = line.trim_start();
-            let name = line.split_once('(')?.0.to_owned();
-            Some(Call {
-                name,
-                line: line.to_owned(),
-            })
-        })
-        .collect();
-    let at = |what: &str| calls.iter().position(|call| call.line.contains(what)).unwrap();
-    let (begin, end) = (calls.iter().rposition(|call| call.line.contains(BEGIN)).unwrap(), at(END));
-    for call in CALLS {
-        let others = text
-            .lines()
-            .filter(|line| !line.starts_with(thread_of_job) && line.contains(&format!(" {call}(")));
-        let others: Vec<&str> = others.collect();
-        assert!(others.len() < OTHERS, "{call}: {others:#?}");
-    }
-    calls.truncate(end);
-    (calls, begin + 1)
-}
-
-/// How a call is disturbed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// The process is killed when it enters the call.
-    Kill,
-    /// The call fails with this error, once.
-    Error(&'static str),
-    /// The call fails with this error from here on.
-    AlwaysError(&'static str),
-}
-
-/// A call that is disturbed: the `nth` of its name in its thread, the `index`-th of its name in the job.
-struct Point {
-    call: String,
-    nth: usize,
-    index: usize,
-    fault: Fault,
-}
-
-fn points(calls: &[Call], begin: usize, faults: &[Fault]) -> Vec<Point> {
-    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    let mut points = Vec::new();
-    for (position, call) in calls.iter().enumerate() {
-        let (nth, index) = counts.entry(&call.name).or_default();
-        *nth += 1;
-        if position < begin {
-            continue;
-        }
-        *index += 1;
-        for fault in faults {
-            points.push(Point {
-                call: call.name.clone(),
-                nth: *nth,
-                index: *index,
-                fault: *fault,
-            });
-        }
-    }
-    points
-}
-
-/// As many points as there is time for. Which ones is told, so that they can be met again.
-fn sample(points: Vec<Point>) -> Vec<Point> {
-    if points.len() <= AT_MOST {
-        return points;
-    }
-    let seed = match std::env::var("FRESHROOT_KILLS_SEED") {
-        Ok(seed) => seed.parse().expect("FRESHROOT_KILLS_SEED is a number"),
-        Err(_) => jitter() >> 32,
-    };
-    println!("{AT_MOST} of {} points, FRESHROOT_KILLS_SEED={seed}", points.len());
-    let mut numbered: Vec<_> = points
-        .into_iter()
-        .enumerate()
-        .map(|(number, point)| (Digest::of(format!("{seed} {number}").as_bytes()), point))
-        .collect();
-    numbered.sort_by_key(|(order, _)| *order);
-    numbered.into_iter().take(AT_MOST).map(|(_, point)| point).collect()
 }
 
 /// What must hold after a fault, whatever it was; and a resume.
@@ -349,105 +185,50 @@ fn check(job: &str, point: &Point, folder: &Path, before: &BTreeMap<String, Vec<
     );
 }
 
-/// Runs a job once for each point, on all cores, and checks what is found. Says how many faults were met.
-fn disturb(job: &str, faults: &[Fault]) -> usize {
+/// The job, in a child.
+fn was_child() -> bool {
+    support::disturb::was_child(|folder| {
+        let cache = Cache::open(folder, Instant::now() + Duration::from_secs(5))?;
+        complete(&cache, &World::new(2), 3).map(|_| ())
+    })
+}
+
+/// Runs a job of the test `test` with these faults, and checks what is found. Says how many were met.
+fn disturb(test: &str, job: &str, faults: &[Fault]) -> usize {
     let scratch = tempfile::tempdir().unwrap();
     let template = scratch.path().join("template");
     prepare(job, &template);
     let before = kept(&template);
-    let (calls, begin) = trace(job_test(job, faults), &template);
-    let points = sample(points(&calls, begin, faults));
-    assert!(points.len() > 20, "{} points: the trace is not that of the job", points.len());
-    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let started = Instant::now();
-    let work = || {
-        while let Some(point) = points.get(next.fetch_add(1, Ordering::SeqCst)) {
-            let folder = scratch.path().join(format!("{}-{}-{:?}", point.call, point.nth, point.fault));
-            copy(&template, &folder);
-            let how = match point.fault {
-                Fault::Kill => format!("signal=KILL:when={}", point.nth),
-                Fault::Error(error) => format!("error={error}:when={}", point.nth),
-                Fault::AlwaysError(error) => format!("error={error}:when={}+", point.nth),
-            };
-            let options = [
-                "-o/dev/null".to_owned(),
-                format!("-etrace={}", point.call),
-                format!("-einject={}:{how}", point.call),
-            ];
-            let (ended, told) = run(job_test(job, faults), &folder, &options);
-            let checked = std::panic::catch_unwind(|| {
-                assert_eq!(
-                    ended == Ended::Killed,
-                    point.fault == Fault::Kill,
-                    "{} {}:\n{told}",
-                    point.call,
-                    point.index
-                );
-                check(job, point, &folder, &before);
-            });
-            if let Err(panic) = checked {
-                let words = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| format!("{panic:?}"));
-                failures.lock().unwrap().push(format!(
-                    "{words}\n    the child said: {}",
-                    told.lines().rfind(|line| line.contains("error:")).unwrap_or("")
-                ));
-            }
-            fs::remove_dir_all(&folder).unwrap();
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        work();
-    });
-    println!("{job}: {} points, {:.1} s", points.len(), started.elapsed().as_secs_f32());
-    let failures = failures.into_inner().unwrap();
-    assert!(
-        failures.is_empty(),
-        "{} of {} points:\n{}",
-        failures.len(),
-        points.len(),
-        failures.join("\n")
-    );
-    points.len()
-}
-
-/// The test that a child runs: the one that started it.
-fn job_test(job: &str, faults: &[Fault]) -> &'static str {
-    match (job, faults) {
-        ("a_download", [Fault::Kill]) => "a_download_that_is_killed_is_completed",
-        ("a_resume", [Fault::Kill]) => "a_resume_that_is_killed_is_completed",
-        ("a_repair", [Fault::Kill]) => "a_repair_that_is_killed_is_completed",
-        _ => "a_disk_that_refuses_leaves_the_cache_good",
-    }
-}
-
-/// Whether this process is the child; then the job is done.
-fn was_child() -> bool {
-    let folder = std::env::var_os(FOLDER);
-    if let Some(folder) = &folder {
-        in_child(Path::new(folder));
-    }
-    folder.is_some()
+    support::disturb::disturb(test, &template, faults, 21, &|point, folder| check(job, point, folder, &before))
 }
 
 #[test]
 fn a_download_that_is_killed_is_completed() {
     if !was_child() {
-        println!("{} kill points", disturb("a_download", &[Fault::Kill]));
+        println!(
+            "{} kill points",
+            disturb("a_download_that_is_killed_is_completed", "a_download", &[Fault::Kill])
+        );
     }
 }
 
 #[test]
 fn a_resume_that_is_killed_is_completed() {
     if !was_child() {
-        println!("{} kill points", disturb("a_resume", &[Fault::Kill]));
+        println!(
+            "{} kill points",
+            disturb("a_resume_that_is_killed_is_completed", "a_resume", &[Fault::Kill])
+        );
     }
 }
 
 #[test]
 fn a_repair_that_is_killed_is_completed() {
     if !was_child() {
-        println!("{} kill points", disturb("a_repair", &[Fault::Kill]));
+        println!(
+            "{} kill points",
+            disturb("a_repair_that_is_killed_is_completed", "a_repair", &[Fault::Kill])
+        );
     }
 }
 
@@ -456,7 +237,13 @@ fn a_disk_that_refuses_leaves_the_cache_good() {
     if !was_child() {
         let count: usize = ["a_download", "a_resume", "a_repair"]
             .into_iter()
-            .map(|job| disturb(job, &[Fault::Error("EIO"), Fault::AlwaysError("ENOSPC")]))
+            .map(|job| {
+                disturb(
+                    "a_disk_that_refuses_leaves_the_cache_good",
+                    job,
+                    &[Fault::Error("EIO"), Fault::AlwaysError("ENOSPC")],
+                )
+            })
             .sum();
         println!("{count} refusals");
     }
@@ -516,9 +303,4 @@ fn the_disk_is_told_in_the_order_that_survives_a_power_cut() {
             "{job}: {renames} renames and {records} records are not all of it"
         );
     }
-}
-
-/// The path of a call's first argument, a descriptor that strace writes as `3</path>`.
-fn descriptor(line: &str) -> String {
-    line.split_once('<').unwrap().1.split_once('>').unwrap().0.to_owned()
 }

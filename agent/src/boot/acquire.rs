@@ -10,9 +10,10 @@ use super::online::Online;
 use super::ram;
 use super::ticker::while_telling;
 use crate::cache::room::make_room;
+use crate::cache::tries::{History, read_history};
 use crate::cache::{Cache, Held, Known};
-use crate::candidates::{Observed, RunningKernel, accept, candidates, name_of, supersedes};
-use crate::decide::{Answer, Candidate, ImageState, Next, Situation, decide};
+use crate::candidates::{Observed, RunningKernel, accept, candidates, is_spent, name_of, supersedes};
+use crate::decide::{Answer, Candidate, ImageState, Next, Situation, best, decide};
 use crate::digest::Digest;
 use crate::fetch::answer::{Asked, Earlier, Valid, ask};
 use crate::fetch::image::{Patience, fetch_index};
@@ -59,6 +60,7 @@ pub struct Acquire<'a> {
     ram: Option<ram::RamStore>,
     ram_place: PathBuf,
     entries: Vec<Entry>,
+    history: History,
     answer: Answer,
     /// The answer was waited for only as long as there was something else to boot.
     hurried: bool,
@@ -105,6 +107,11 @@ impl<'a> Acquire<'a> {
                 });
             }
         }
+        let history = disk.as_ref().map(|cache| read_history(cache.folder())).transpose();
+        let history = history.unwrap_or_else(|error| {
+            report.warn(format!("tries and blessings are not looked at: {error:#}"));
+            None
+        });
         let online = Online::new(settings);
         Self {
             root,
@@ -115,6 +122,7 @@ impl<'a> Acquire<'a> {
             ram: None,
             ram_place: root.join("run/freshroot/ram"),
             entries,
+            history: history.unwrap_or_default(),
             answer: Answer::NotAsked,
             hurried: false,
             online,
@@ -186,6 +194,30 @@ impl<'a> Acquire<'a> {
         }
     }
 
+    /// Counts this boot as a try of its generation: the last thing before the hand-over. What cannot be counted boots all the same.
+    pub fn count_try(&self, acquired: &Acquired, report: &mut Report) {
+        let allowed = self.settings.policy.tries;
+        let manifest = acquired.known.authorised.digest();
+        if allowed == 0 {
+            return;
+        }
+        if self.is_spent(manifest) {
+            report.warn(format!(
+                "{} was booted {allowed} times without being blessed, and nothing else can boot",
+                name_of(&acquired.known.authorised)
+            ));
+            return;
+        }
+        // A generation that the next boot does not find there is not held against it either.
+        match self.disk().filter(|cache| cache.has_generation(manifest)) {
+            Some(cache) => match cache.count_try(manifest, &report.boot_id, seconds_now()) {
+                Ok(number) => log::info!("this is try {number} of {allowed} until «freshroot bless»"),
+                Err(error) => report.warn(format!("this boot is not counted as a try: {error:#}")),
+            },
+            None => report.warn("this boot is not counted as a try: no cache that can be written holds its generation"),
+        }
+    }
+
     /// Ends what was begun: the network is taken down, and the cache may be used by others. An image in RAM stays if it was `booted`, and is
     /// given up otherwise, so that the next try finds the memory free.
     ///
@@ -223,18 +255,20 @@ impl<'a> Acquire<'a> {
                 image: entry.image.clone(),
                 unfit: entry.unfit.clone(),
                 failed: entry.failed.clone(),
+                spent: self.is_spent(entry.known.authorised.digest()),
+                blessed: self.history.is_blessed(entry.known.authorised.digest()),
             })
             .collect();
         candidates(&observed, self.wanted, &self.kernel)
     }
 
-    /// Manifests that can be booted from what is here, the best first.
-    fn bootable(&self) -> Vec<Digest> {
-        self.candidates()
-            .iter()
-            .filter(|one| one.bootable())
-            .map(|one| one.manifest)
-            .collect()
+    fn is_spent(&self, manifest: Digest) -> bool {
+        is_spent(self.history.tries(manifest), self.settings.policy.tries)
+    }
+
+    /// What boots of what is here if nothing newer comes.
+    fn bootable(&self) -> Option<Digest> {
+        best(&self.candidates()).map(|one| one.manifest)
     }
 
     fn entry(&self, digest: Digest) -> Result<&Entry> {
@@ -280,7 +314,7 @@ impl<'a> Acquire<'a> {
                     entry.failed = Some(why);
                 }
                 // Nobody answered within the time for which there was something to boot: without that, there is more time.
-                if self.hurried && matches!(self.answer, Answer::Failed(_)) && self.bootable().is_empty() {
+                if self.hurried && matches!(self.answer, Answer::Failed(_)) && self.bootable().is_none() {
                     log::info!("nothing is left to boot: the servers are asked once more, for longer");
                     self.answer = Answer::NotAsked;
                 }
@@ -291,13 +325,13 @@ impl<'a> Acquire<'a> {
     fn ask(&mut self, report: &mut Report) -> Result<Digest, String> {
         let question = self.wanted.question().ok_or("nothing names what to ask for")?;
         let policy = &self.settings.policy;
-        self.hurried = !self.bootable().is_empty();
+        self.hurried = self.bootable().is_some();
         let limit = if self.hurried { policy.wait } else { policy.fetch_wait };
         log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
         let deadline = Instant::now() + limit;
         let known: Vec<_> = self.entries.iter().map(|entry| entry.known.authorised.clone()).collect();
         let known: Vec<_> = known.iter().collect();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let now = seconds_now();
         // What would be refused as an answer is no answer by way of «not modified» either.
         let earlier = self
             .earlier(&question.path())
@@ -451,7 +485,7 @@ impl<'a> Acquire<'a> {
         let (generation, image) = (entry.known.generation.clone(), entry.known.authorised.manifest().image.clone());
         let bootable = self.bootable();
         let patience = Patience {
-            deadline: (!bootable.is_empty()).then(|| Instant::now() + self.settings.policy.fetch_wait),
+            deadline: bootable.is_some().then(|| Instant::now() + self.settings.policy.fetch_wait),
             without_progress: self.settings.policy.fetch_wait,
         };
         let network_limit = patience
@@ -469,11 +503,11 @@ impl<'a> Acquire<'a> {
         let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
             Some(cache) => {
                 let known: Vec<&Known> = self.entries.iter().map(|entry| &entry.known).collect();
-                let protected: Vec<Digest> = bootable.first().copied().into_iter().chain([digest]).collect();
+                let protected: Vec<Digest> = bootable.into_iter().chain([digest]).chain(self.history.last_blessed()).collect();
                 let keep = (self.settings.cache.keep as usize).saturating_sub(1);
                 let made = make_room(cache, &known, &image, &protected, keep).or_else(|error| {
                     // With nothing that boots, a machine that runs is worth more than generations for another kernel.
-                    if bootable.is_empty() && keep > 0 {
+                    if bootable.is_none() && keep > 0 {
                         log::warn!("{error:#}; nothing else boots, so that fewer generations are kept");
                         make_room(cache, &known, &image, &protected, 0)
                     } else {
@@ -485,7 +519,7 @@ impl<'a> Acquire<'a> {
             None => false,
         };
         // With something on the disk that boots, RAM is not spent on what the disk has no room for.
-        anyhow::ensure!(on_disk || bootable.is_empty(), "the cache has no room for it");
+        anyhow::ensure!(on_disk || bootable.is_none(), "the cache has no room for it");
         if !on_disk {
             self.ram = None;
             self.ram = Some(ram::RamStore::make(self.root, &self.ram_place, &image)?);
@@ -517,4 +551,9 @@ impl<'a> Acquire<'a> {
         }
         Ok((image, if on_disk { report::Source::Network } else { report::Source::Ram }))
     }
+}
+
+/// This machine's clock.
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

@@ -127,6 +127,7 @@ impl<T> Build<'_, T> {
             let error = match self.build(disks, &acquired, &mut log, report) {
                 Ok(ready) => {
                     report.outcome = Outcome::Booted;
+                    acquire.count_try(&acquired, report);
                     if let Err(error) = keep_report(report, acquire.disk().map(Cache::folder)) {
                         log::warn!("the report is not kept: {error:#}");
                     }

@@ -8,6 +8,7 @@ pub mod evict;
 pub mod part;
 pub mod reports;
 pub mod room;
+pub mod tries;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Read as _;
@@ -32,6 +33,7 @@ const FOLDERS: &[&str] = &[
     "quarantine",
     "reports",
     "tries",
+    "blessed",
     "kernels",
     "initrds",
 ];
@@ -106,7 +108,8 @@ impl Cache {
             folder: folder.to_owned(),
             lock: Some(lock),
         };
-        for name in FOLDERS.iter().filter(|name| **name != "tries") {
+        // Tries have no temporary names, and blessing needs no lock: it may be writing just now.
+        for name in FOLDERS.iter().filter(|name| !matches!(**name, "tries" | "blessed")) {
             for path in atomic::remove_leftovers(&folder.join(name))? {
                 log::info!("removed {}, left by an interrupted write", path.display());
             }
@@ -207,18 +210,13 @@ impl Cache {
         self.folder.join("generations").join(format!("{manifest}.json")).exists()
     }
 
-    /// Removes a generation, its boot tries, and its image unless another generation has the same one.
+    /// Removes a generation, its tries and its blessing, and its image unless another generation has the same one.
     ///
     /// # Errors
     /// If something stays.
     pub fn remove_generation(&self, manifest: Digest, image: Option<Digest>) -> Result<()> {
         atomic::remove(&self.folder.join("generations").join(format!("{manifest}.json")))?;
-        let tries = self.folder.join("tries").join(manifest.to_string());
-        match fs::remove_dir_all(&tries) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("removing {}", tries.display())),
-        }
+        self.forget_boots(manifest)?;
         if let Some(image) = image {
             atomic::remove(&self.image_path(image))?;
             atomic::remove(&self.chunk_index_path("images", image))?;
@@ -228,7 +226,7 @@ impl Cache {
 }
 
 /// Whether the nearest folder that exists lies on a file system that is mounted read-only.
-fn read_only(folder: &Path) -> bool {
+pub fn read_only(folder: &Path) -> bool {
     let status = folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok());
     status.is_some_and(|status| status.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }

@@ -161,6 +161,7 @@ mod tests {
             ("policy.mode", own("offline")),
             ("policy.wait", own("1s")),
             ("policy.fetchWait", own("2s")),
+            ("policy.tries", own("3")),
             ("transfer.stall", own("3s")),
             ("transfer.connect", own("4s")),
             ("http.caFile", own("/ca.pem")),
@@ -220,7 +221,7 @@ mod tests {
         let file = format!(
             r#"{{"version": 1, "url": ["http://a/", "https://b"], "channel": "stable", "system": "/nix/store/{HASH}-a",
             "manifestSha256": "{digest}", "allowUnsigned": true, "verify": "size", "http": {{"caFile": "/ca.pem"}},
-            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s"}}, "transfer": {{"stall": "3s", "connect": "4s"}},
+            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s"}},
             "cache": {{"device": "LABEL=a", "fsType": "xfs", "options": ["ro"], "path": "x", "wait": "5s", "keep": 7}},
             "root": {{"tmpfsSize": "1G"}}, "store": {{"tmpfsSize": "10%", "rwDevice": "LABEL=b"}},
             "fileSystems": {{"/a": {{"device": "LABEL=c"}}}},
@@ -234,7 +235,7 @@ mod tests {
         let seconds = Duration::from_secs;
         assert_eq!(s.urls, ["http://a", "https://b"]);
         assert_eq!((s.policy.mode, s.verify), (PolicyMode::RequireFresh, Verify::Size));
-        assert_eq!((s.policy.wait, s.policy.fetch_wait), (seconds(1), seconds(2)));
+        assert_eq!((s.policy.wait, s.policy.fetch_wait, s.policy.tries), (seconds(1), seconds(2), 4));
         assert_eq!((s.transfer.stall, s.transfer.connect), (seconds(3), seconds(4)));
         assert_eq!((s.cache.wait, s.cache.keep, s.cache.fs_type.as_str()), (seconds(5), 7, "xfs"));
         assert_eq!((s.root.tmpfs_size, s.store.tmpfs_size), (Size::Bytes(1 << 30), Size::Percent(10)));

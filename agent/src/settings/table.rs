@@ -147,6 +147,17 @@ pub static TABLE: &[Row] = &[
         about: "Limit of a transfer, while something bootable is cached; what was received is kept.",
     },
     Row {
+        name: "policy.tries",
+        kind: Number {
+            least: 0,
+            most: 100,
+            place: |s| &mut s.policy.tries,
+        },
+        guard: Free,
+        show: |s| s.policy.tries.to_string(),
+        about: "A generation that was booted so often without `freshroot bless` since is used only when nothing else boots; `0`: tries are not counted.",
+    },
+    Row {
         name: "transfer.stall",
         kind: Time {
             least: SECOND,

@@ -80,6 +80,8 @@ pub struct Policy {
     pub wait: Duration,
     /// Limit of a transfer, while something bootable is cached.
     pub fetch_wait: Duration,
+    /// Boots that a generation has without being blessed before others come first; 0 for any number.
+    pub tries: u32,
 }
 
 /// Policies, in the words that HTTP caches use.
@@ -294,6 +296,7 @@ impl Settings {
                 mode: PolicyMode::Wait,
                 wait: seconds(30),
                 fetch_wait: seconds(5 * 60),
+                tries: 0,
             },
             transfer: Transfer {
                 stall: seconds(30),

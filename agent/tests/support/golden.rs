@@ -31,6 +31,10 @@ struct Cached {
     #[serde(default = "release")]
     kernel: String,
     image: ImageOnDisk,
+    #[serde(default)]
+    tries: u32,
+    #[serde(default)]
+    blessed: bool,
 }
 
 #[derive(Deserialize)]
@@ -170,6 +174,15 @@ fn fill_cache(case: &Path, root: &Path) -> HashMap<String, String> {
         };
         if let Some(name) = made {
             File::create(folder.join(name)).unwrap().set_len(IMAGE_SIZE).unwrap();
+        }
+        for number in 1..=cached.tries {
+            fs::create_dir_all(folder.join(format!("tries/{digest}"))).unwrap();
+            fs::write(folder.join(format!("tries/{digest}/{number}")), "").unwrap();
+        }
+        if cached.blessed {
+            fs::create_dir_all(folder.join("blessed")).unwrap();
+            let blessing = json!({"version": 1, "sequence": sequence, "bootId": "earlier", "blessed": 1_700_000_000u64});
+            fs::write(folder.join(format!("blessed/{digest}.json")), blessing.to_string()).unwrap();
         }
         (format!("@{}@", cached.name), digest.to_string())
     });
