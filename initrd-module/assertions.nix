@@ -18,6 +18,11 @@ let
 in
 {
   config = lib.mkIf cfg.enable {
+    warnings = lib.optional (!standalone && config.boot.initrd.secrets != { }) ''
+      boot.initrd.secrets: whoever can fetch the initrd of system.build.freshroot can read these, because it is served to all machines: ${lib.concatStringsSep ", " (lib.attrNames config.boot.initrd.secrets)}.
+      Keep keys on a disk of the machine, in boot.freshroot.persist, which is mounted before activation.
+    '';
+
     assertions = [
       {
         assertion = lib.elem cfg.mode cfg.internal.modes;
@@ -87,8 +92,20 @@ in
         || settings.cache.options or [ ] == [ ];
       message = ''fileSystems."${entry.mountPoint}" and the cache are one file system, and it is mounted once: boot.freshroot.cache.options must be empty, or the same as fileSystems."${entry.mountPoint}".options.'';
     }) sharing
+    ++ map (entry: {
+      assertion = cfg.internal.persist.${entry.mountPoint}.create or null == null;
+      message = ''boot.freshroot.persist."${entry.mountPoint}".create: with system.etc.overlay it is systemd that mounts below /etc, and it makes a missing folder with 0755, root. Remove create, and make ${toString entry.device} with its mode by hand, once.'';
+    }) cfg.internal.late
     ++ lib.optionals standalone (
       [
+        {
+          assertion = config.boot.initrd.secrets == { };
+          message = ''boot.initrd.secrets is set, and NixOS's initrd is not used in standalone mode: keep keys on a disk, in boot.freshroot.persist, or set boot.freshroot.mode = "systemd".'';
+        }
+        {
+          assertion = !(config.system.etc.overlay.enable or false);
+          message = ''system.etc.overlay is mounted by NixOS's own initrd: set system.etc.overlay.enable = false, or boot.freshroot.mode = "systemd".'';
+        }
         {
           assertion = !(config.system.nixos-init.enable or false);
           message = ''system.nixos-init works from NixOS's own initrd: set system.nixos-init.enable = false, or boot.freshroot.mode = "systemd".'';

@@ -5,6 +5,7 @@ let
   fresh = cfg.lib;
   urls = lib.toList (if cfg.url == null then [ ] else cfg.url);
   persist = lib.filterAttrs (_: entry: entry.enable) cfg.persist;
+  etcOverlay = cfg.mode == "systemd" && (config.system.etc.overlay.enable or false);
 in
 {
   options.boot.freshroot.internal = lib.mkOption {
@@ -34,7 +35,14 @@ in
         neededForBoot = lib.filter (
           entry: entry.neededForBoot || lib.elem entry.mountPoint fresh.pathsNeededForBoot
         ) config.system.build.fileSystems;
-        bound = lib.attrNames (lib.filterAttrs (_: entry: entry.source != null) persist);
+        # With an etc overlay, /sysroot/etc is mounted when the agent is done, over all that it could mount there: systemd mounts what lies below /etc.
+        late = lib.filter (
+          entry: etcOverlay && (entry.mountPoint == "/etc" || lib.hasPrefix "/etc/" entry.mountPoint)
+        ) cfg.internal.neededForBoot;
+        agents = lib.subtractLists cfg.internal.late cfg.internal.neededForBoot;
+        bound = lib.intersectLists (map (entry: entry.mountPoint) cfg.internal.agents) (
+          lib.attrNames (lib.filterAttrs (_: entry: entry.source != null) persist)
+        );
         # Not among the settings, which fileSystems."/" depends on in turn.
         configuration = lib.recursiveUpdate {
           # The image's modules belong to this kernel. Only its name: the initrd must not hold the kernel.
@@ -44,7 +52,7 @@ in
           # Whoever blesses nothing has no tries to count.
           policy.tries = if cfg.bless.enable then 3 else null;
           kernel.modules = if cfg.mode == "standalone" then cfg.internal.standaloneModules else null;
-          fileSystems = fresh.agentFileSystems cfg.internal.neededForBoot persist;
+          fileSystems = fresh.agentFileSystems cfg.internal.agents persist;
         } cfg.settings;
         configFile = fresh.configJson cfg.internal.configuration;
       };

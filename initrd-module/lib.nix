@@ -199,6 +199,17 @@ rec {
       ++ params
     );
 
+  # That of the ISO, without freshroot.manifest-sha256, which only its build knows. The label and folder are those of make-iso.sh.
+  isoCommandLine =
+    wanted:
+    commandLine (
+      wanted
+      // {
+        "media.device" = "LABEL=FRESHROOT";
+        "media.path" = "freshroot";
+      }
+    );
+
   # The file name of a machine below netboot/by-mac: lower case with hyphens, as iPXE's ${netX/mac:hexhyp} gives it.
   macName = mac: replaceStrings [ ":" ] [ "-" ] (toLower mac);
 
@@ -381,12 +392,18 @@ rec {
     "xfs"
   ];
 
+  # nofail is for stage 2. What is required is required in stage 1, where the failure policy is; without its disk stage 2 would end in emergency mode.
+  stageOneOptions =
+    entry: need:
+    if need == "required" then filter (option: option != "nofail") entry.options else entry.options;
+
   # An entry of NixOS's fileSystems, as the agent's setting fileSystems has it. extra: need, timeout and create of boot.freshroot.persist.
   agentEntry =
     entry: extra:
     withoutNull {
       device = entry.device or null;
-      inherit (entry) fsType options;
+      inherit (entry) fsType;
+      options = stageOneOptions entry (extra.need or null);
       depends = if entry.depends or [ ] == [ ] then null else entry.depends;
       need = extra.need or null;
       timeout = extra.timeout or null;
@@ -406,7 +423,6 @@ rec {
   # Types for which there is nothing to check before the mount.
   unchecked = [
     "9p"
-    "auto"
     "bcachefs"
     "btrfs"
     "ceph"
@@ -447,11 +463,15 @@ rec {
       entry.fsType
       (fstabEscape (concatStringsSep "," options))
       "0"
-      (if entry.noCheck or false || isBind entry || elem entry.fsType unchecked then "0" else "2")
+      (if isChecked entry then "2" else "0")
     ];
 
-  # The initrd's fstab: what systemd mounts below /sysroot. owned: mount points that the agent fills. A required entry loses the nofail
-  # that stage 2 needs: without its disk the boot fails here, where the failure policy is, and not in stage 2's emergency mode.
+  # Whether systemd checks it before the mount. Other than NixOS's own fstab, «auto» is checked: systemd finds out what there is to check, and a cache
+  # on the same disk wants a check, which must not run beside an unchecked mount.
+  isChecked =
+    entry: !(entry.noCheck or false || isBind entry || elem entry.fsType unchecked);
+
+  # The initrd's fstab: what systemd mounts below /sysroot. owned: mount points that the agent fills.
   initrdFstab =
     {
       entries,
@@ -460,14 +480,23 @@ rec {
     }:
     let
       systemds = filter (entry: !(elem entry.mountPoint (ownMountPoints ++ owned))) entries;
-      optionsOf =
-        entry:
-        if (extras.${entry.mountPoint}.need or null) == "required" then
-          filter (option: option != "nofail") entry.options
-        else
-          entry.options;
+      needOf = entry: extras.${entry.mountPoint}.need or null;
     in
-    concatMapStrings (entry: fstabLine entry (optionsOf entry) + "\n") systemds;
+    concatMapStrings (entry: fstabLine entry (stageOneOptions entry (needOf entry)) + "\n") systemds;
+
+  # Mount units that the check of a device the agent opens comes after. One disk may have two names: two checks of it at once, or a check beside a mount,
+  # would hinder one another, and a check skips what is mounted. The mount that itself waits for this very check is not among them.
+  mountsBeforeCheck =
+    device: entries:
+    map (entry: sysrootMountUnit entry.mountPoint) (
+      filter (
+        entry:
+        !isBind entry
+        && entry.device != null
+        && hasPrefix "/dev/" (devicePath entry.device)
+        && !(isChecked entry && devicePath entry.device == devicePath device)
+      ) entries
+    );
 
   # --- Persistence ----------------------------------------------------------------------------------------------------------------
 
@@ -518,6 +547,7 @@ rec {
 
   # The unit of the boot, as boot.initrd.systemd.services.freshroot takes it.
   # agent: path of the binary. devices: those that the agent opens itself. mounts: mount points of disks that systemd mounts. luks: names of mappings.
+  # nixosInit, etcOverlay: whether system.nixos-init and system.etc.overlay are enabled.
   bootUnit =
     {
       agent,
@@ -525,6 +555,7 @@ rec {
       mounts ? [ ],
       luks ? [ ],
       nixosInit ? false,
+      etcOverlay ? false,
     }:
     let
       unlocked = unique (builtins.concatMap (luksUnits luks) devices);
@@ -534,11 +565,12 @@ rec {
       description = "Verified Nix store image";
       documentation = [ "man:freshroot(8)" ];
       # initrd-fs.target is what initrd-cleanup.service waits for: without it stage 1 would be torn down while the image arrives.
-      # find-closure must not even start when there is no store, or its error hides ours.
+      # What looks for the toplevel must not even start when there is no store, or its error hides ours.
       requiredBy = [
         "initrd-fs.target"
       ]
-      ++ (if nixosInit then [ ] else [ "initrd-find-nixos-closure.service" ]);
+      ++ (if nixosInit then [ ] else [ "initrd-find-nixos-closure.service" ])
+      ++ (if etcOverlay then [ "initrd-find-etc.service" ] else [ ]);
       before = [
         # Reads the symlink /sysroot/nix/.freshroot. Its RequiresMountsFor=/sysroot/nix/store finds no mount unit, since the agent
         # mounts by itself: nothing else would make it wait.

@@ -335,14 +335,18 @@ in
           "e1000e"
           "igb"
           "igc"
+          "isofs"
           "ixgbe"
           "r8169"
           "realtek"
+          "sr_mod"
           "tg3"
+          "uas"
+          "usb_storage"
           "virtio_net"
           "vmxnet3"
         ];
-        description = "Modules for the boot besides those of {option}`boot.initrd.availableKernelModules`: network cards, above all, which NixOS has none of.";
+        description = "Modules for the boot besides those of {option}`boot.initrd.availableKernelModules`: network cards, above all, which NixOS has none of, and what reads ISOs and sticks.";
       };
       caBundle = mkOption {
         type = types.path;

@@ -147,15 +147,7 @@ in
           ''
             ${digests}
             cmdline=${
-              lib.escapeShellArg (
-                fresh.commandLine (
-                  wanted
-                  // {
-                    "media.device" = "LABEL=FRESHROOT";
-                    "media.path" = "freshroot";
-                  }
-                ) [ kernelParams ]
-              )
+              lib.escapeShellArg (fresh.isoCommandLine wanted [ kernelParams ])
             }
             EFI_TARGET=$efiTarget EFI_MODULES=$efiModules BIOS_MODULES=$biosModules \
               sh ${./make-iso.sh} ${build.served} "$cmdline freshroot.manifest-sha256=$manifest" "$out"

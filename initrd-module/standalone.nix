@@ -42,23 +42,51 @@ let
     "nls_cp437"
     "nls_iso8859_1"
   ];
+  # NixOS has the likes of these only where it makes the initrd.
+  diskModules = lib.optionals (config.boot.initrd.includeDefaultModules or true) (
+    [
+      "ahci"
+      "ata_piix"
+      "ehci_pci"
+      "hid_generic"
+      "mmc_block"
+      "nvme"
+      "sd_mod"
+      "usbhid"
+      "virtio_blk"
+      "virtio_pci"
+      "virtio_scsi"
+      "xhci_pci"
+    ]
+    # The keyboard, for a shell by failure policy.
+    ++ lib.optionals pkgs.stdenv.hostPlatform.isx86 [
+      "atkbd"
+      "i8042"
+    ]
+  );
   modules = pkgs.makeModulesClosure {
     kernel = config.system.modulesTree;
     firmware = config.hardware.firmware;
-    allowMissing = false;
+    allowMissing = config.boot.initrd.allowMissingModules or false;
+    extraFirmwarePaths = config.boot.initrd.extraFirmwarePaths or [ ];
     rootModules = lib.unique (
       config.boot.initrd.availableKernelModules
       ++ config.boot.initrd.kernelModules
       ++ cfg.initrd.availableKernelModules
+      ++ diskModules
       ++ cfg.internal.configuration.kernel.modules
       ++ types
       ++ fatCodepages
     );
   };
+  deviceNodes = pkgs.runCommand "freshroot-device-nodes.cpio" { preferLocalBuild = true; } ''
+    sh ${./device-nodes.sh} > "$out"
+  '';
   initrd = pkgs.makeInitrdNG {
     name = "freshroot-initrd";
     inherit (cfg.initrd) compressor compressorArgs;
-    prepend = cfg.initrd.microcode;
+    # Microcode first: the kernel looks for it at the very beginning.
+    prepend = cfg.initrd.microcode ++ [ deviceNodes ];
     contents = [
       {
         source = "${cfg.package}/bin/freshroot";
@@ -85,6 +113,7 @@ in
     # Without NixOS's own initrd `init` of the toplevel does the activation and then starts systemd: the agent executes it.
     boot.initrd.enable = lib.mkDefault false;
 
+    boot.freshroot.internal.modulesClosure = modules;
     boot.freshroot.internal.standaloneModules = lib.unique (
       [
         "loop"

@@ -21,7 +21,12 @@ let
   systemdMounts = lib.filter (
     entry:
     entry.mountPoint != "/" && !lib.elem entry.mountPoint (fresh.ownMountPoints ++ cfg.internal.bound)
-  ) cfg.internal.neededForBoot;
+  ) cfg.internal.agents;
+  # What the agent finds out on the machine must be there. NixOS brings what the configuration names.
+  anyType =
+    (cacheDevice != null && cfg.settings.cache.fsType or "auto" == "auto")
+    || rwDevice != null
+    || lib.any (entry: entry.fsType == "auto") cfg.internal.neededForBoot;
   # systemd mounts everything but what the agent fills. Two owners of one mount would race.
   initrdFstab = pkgs.writeText "initrd-fstab" (
     fresh.initrdFstab {
@@ -34,17 +39,25 @@ in
 {
   config = lib.mkIf (cfg.enable && cfg.mode == "systemd") {
     boot.initrd = {
-      availableKernelModules = cfg.initrd.availableKernelModules ++ [
-        "squashfs"
-      ];
+      availableKernelModules =
+        cfg.initrd.availableKernelModules
+        ++ [
+          "squashfs"
+        ]
+        # Without its tools, which are of no use before a mount.
+        ++ lib.optional anyType "btrfs";
       # Loaded at once: no device announces them.
       kernelModules = [
         "loop"
         "overlay"
       ];
-      supportedFilesystems = lib.mkIf (cfg.settings.cache.fsType or "auto" != "auto") [
-        cfg.settings.cache.fsType
-      ];
+      supportedFilesystems =
+        lib.optional (cfg.settings.cache.fsType or "auto" != "auto") cfg.settings.cache.fsType
+        ++ lib.optionals anyType [
+          "ext4"
+          "vfat"
+          "xfs"
+        ];
 
       systemd = {
         storePaths = [
@@ -66,6 +79,7 @@ in
             mounts = map (entry: entry.mountPoint) systemdMounts;
             luks = lib.attrNames config.boot.initrd.luks.devices;
             nixosInit = config.system.nixos-init.enable or false;
+            etcOverlay = config.system.etc.overlay.enable or false;
           };
           freshroot-failure = fresh.failureUnit { inherit agent; };
           freshroot-last-resort = fresh.lastResortUnit {
@@ -78,17 +92,33 @@ in
 
         targets.initrd.unitConfig = fresh.deadline cfg.onFailure.deadline;
 
-        # The check of a disk waits for its device; the agent's limit holds for that too.
-        units = lib.listToAttrs (
-          map (
+        units = lib.mkMerge (
+          lib.concatMap (
             device:
-            lib.nameValuePair (fresh.deviceUnit device) {
-              overrideStrategy = "asDropin";
-              text = ''
-                [Unit]
-                JobRunningTimeoutSec=${cfg.settings.cache.wait or "20s"}
-              '';
-            }
+            let
+              before = fresh.mountsBeforeCheck device systemdMounts;
+            in
+            [
+              {
+                # The check of a disk waits for its device; the agent's limit holds for that too.
+                ${fresh.deviceUnit device} = {
+                  overrideStrategy = "asDropin";
+                  text = ''
+                    [Unit]
+                    JobRunningTimeoutSec=${cfg.settings.cache.wait or "20s"}
+                  '';
+                };
+              }
+              (lib.mkIf (before != [ ]) {
+                ${fresh.fsckUnit device} = {
+                  overrideStrategy = "asDropin";
+                  text = ''
+                    [Unit]
+                    After=${toString before}
+                  '';
+                };
+              })
+            ]
           ) devices
         );
       };

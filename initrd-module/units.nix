@@ -6,6 +6,7 @@
   mounts ? [ ],
   luks ? [ ],
   nixosInit ? false,
+  etcOverlay ? false,
   deadline ? "30min",
 }:
 let
@@ -17,6 +18,7 @@ in
       inherit
         agent
         devices
+        etcOverlay
         luks
         mounts
         nixosInit

@@ -118,6 +118,7 @@ in
     channel = "lab";
     "media.device" = "LABEL=FRESH ROOT";
   } [ ];
+  "cmdline-iso" = fresh.isoCommandLine { system = toplevel; } [ "root=fstab" ];
   "netboot.ipxe" = fresh.ipxeEntry {
     channel = "lab";
     url = "http://images.lan/freshroot";

@@ -120,6 +120,134 @@ support.lines (
       ])).network.by
       "system"
     )
+    (
+      let
+        configured = options: eval [
+          minimal
+          (freshroot {
+            persist."/data" = {
+              device = "/dev/sdb1";
+              fsType = "ext4";
+              inherit options;
+            };
+          })
+        ];
+        stageOne = config: [
+          (lib.elem "nofail" (file config).fileSystems."/data".options)
+          (lib.hasInfix "nofail" config.boot.initrd.systemd.managerEnvironment.SYSTEMD_SYSROOT_FSTAB.text)
+        ];
+      in
+      equal "need = required wins over nofail in stage 1" (stageOne (configured [
+        "nofail"
+        "noatime"
+      ])) [
+        false
+        false
+      ]
+    )
+    (
+      let
+        config = eval [
+          ../examples/home-staker.nix
+          { system.etc.overlay.enable = true; }
+          (freshroot { persist."/etc/ssh".create = lib.mkForce null; })
+        ];
+        fstab = config.boot.initrd.systemd.managerEnvironment.SYSTEMD_SYSROOT_FSTAB.text;
+      in
+      check "with an etc overlay systemd mounts what lies below /etc, after the agent" (
+        refusals config == [ ]
+        && lib.hasInfix "/data/ssh /etc/ssh none bind 0 0" fstab
+        && !(lib.hasInfix "/var/lib/nixos" fstab)
+        && lib.attrNames (file config).fileSystems == [
+          "/data"
+          "/var/lib/nixos"
+        ]
+        && !(lib.any (lib.hasPrefix "sysroot-etc") (unit config).after)
+        && lib.elem "initrd-find-etc.service" (unit config).requiredBy
+      ) "${fstab}${builtins.toJSON (unit config)}${config.boot.freshroot.internal.configFile}"
+    )
+    (
+      let
+        of =
+          persist:
+          (eval [
+            minimal
+            (freshroot { inherit persist; })
+          ]).boot.initrd.systemd.units."systemd-fsck@dev-disk-by\\x2dpartlabel-freshroot\\x2dcache.service".text
+            or "none";
+      in
+      equal "a disk with two names is not checked twice at once, and a check does not wait for its own mount"
+        [
+          (of {
+            "/data".device = "/dev/disk/by-uuid/1234";
+            "/x".source = "/data/x";
+          })
+          (of { "/data".device = "PARTLABEL=freshroot-cache"; })
+        ]
+        [
+          "[Unit]\nAfter=sysroot-data.mount\n"
+          "none"
+        ]
+    )
+    (equal "a cache of unknown type brings drivers and checks of all that may be on it"
+      (
+        let
+          initrd = (eval [
+            minimal
+            (freshroot { cache.fsType = lib.mkForce null; })
+          ]).boot.initrd;
+        in
+        [
+          initrd.supportedFilesystems
+          (lib.elem "btrfs" initrd.availableKernelModules)
+        ]
+      )
+      [
+        [
+          "ext4"
+          "vfat"
+          "xfs"
+        ]
+        true
+      ]
+    )
+    (
+      let
+        config = eval [
+          minimal
+          { boot.initrd.secrets."/key" = ./stubs.nix; }
+        ];
+      in
+      check "secrets in a served initrd are warned about" (
+        lib.length config.warnings == 1 && lib.hasInfix "/key" (lib.head config.warnings)
+      ) (builtins.toJSON config.warnings)
+    )
+    (
+      let
+        prepend = (eval [
+          diskless
+          { boot.initrd.prepend = [ "/microcode.img" ]; }
+        ]).system.build.freshroot.initrd.prepend;
+      in
+      check "a standalone initrd begins with microcode, then device nodes" (
+        lib.length prepend == 2
+        && lib.head prepend == "/microcode.img"
+        && lib.hasInfix "device-nodes.sh" (lib.last prepend).script
+      ) "prepend is not that"
+    )
+    (check "a standalone initrd has drivers of disks, which NixOS adds only to its own" (
+        lib.all
+          (module: lib.elem module (eval [ diskless ]).boot.freshroot.internal.modulesClosure.rootModules)
+          [
+            "nvme"
+            "ahci"
+            "sd_mod"
+            "usb_storage"
+            "isofs"
+            "virtio_blk"
+          ]
+      ) "a module is missing"
+    )
     (equal "a standalone initrd holds agent, configuration and modules, and nothing else"
       (map (one: one.target) (eval [ diskless ]).system.build.freshroot.initrd.contents)
       [
@@ -230,6 +358,18 @@ support.lines (
       diskless
       (freshroot { cache.device = "/dev/mapper/vg-cache"; })
     ] "boot.freshroot.mode")
+    (refused "secrets in standalone mode" [
+      diskless
+      { boot.initrd.secrets."/key" = ./stubs.nix; }
+    ] "boot.freshroot.persist")
+    (refused "an etc overlay in standalone mode" [
+      diskless
+      { system.etc.overlay.enable = true; }
+    ] "system.etc.overlay.enable")
+    (refused "a mode of a folder that systemd would make" [
+      ../examples/home-staker.nix
+      { system.etc.overlay.enable = true; }
+    ] "/data/ssh")
     (refused "nixos-init in standalone mode" [
       diskless
       { system.nixos-init.enable = true; }

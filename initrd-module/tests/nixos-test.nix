@@ -89,15 +89,84 @@ support.lines (
         [ "=1" "=0" ]
       ) (essence text)) (map (lib.replaceStrings [ "=true" "=false" ] [ "=1" "=0" ]) (essence ours))
     )
-    (evaluates "NixOS: with nixos-init, an etc overlay and no shell"
-      (eval "minimal" [
-        {
-          system.nixos-init.enable = true;
-          system.etc.overlay.enable = true;
-          services.userborn.enable = true;
-          boot.initrd.systemd.shell.enable = false;
-        }
-      ]).system.build.toplevel.drvPath
+    (
+      let
+        config = eval "minimal" [
+          {
+            system.nixos-init.enable = true;
+            system.etc.overlay.enable = true;
+            services.userborn.enable = true;
+            boot.initrd.systemd.shell.enable = false;
+          }
+        ];
+      in
+      support.check "NixOS: with nixos-init, an etc overlay and no shell" (
+        (builtins.tryEval config.system.build.toplevel.drvPath).success
+        # The last resort sleeps by this, with or without a shell.
+        && lib.any (package: lib.hasInfix "coreutils" "${package}") config.boot.initrd.systemd.initrdBin
+        && !(services config ? "initrd-find-nixos-closure.service")
+        && config.boot.initrd.systemd.services.freshroot.requiredBy == [
+          "initrd-fs.target"
+          "initrd-find-etc.service"
+        ]
+      ) "${builtins.toJSON config.boot.initrd.systemd.services.freshroot.requiredBy}"
+    )
+    (
+      let
+        systemd = (eval "home-staker" [ ]).boot.initrd.systemd;
+        fstab = systemd.managerEnvironment.SYSTEMD_SYSROOT_FSTAB;
+        text = fstab.text or (builtins.readFile fstab);
+      in
+      support.check "NixOS: the initrd's fstab is ours in both places that read it, and holds nothing of the agent's" (
+        "${systemd.services.initrd-parse-etc.environment.SYSTEMD_SYSROOT_FSTAB}" == "${fstab}"
+        && lib.any (path: "${path.source or path}" == "${fstab}") systemd.storePaths
+        && text == ''
+          tmpfs / tmpfs x-initrd.mount,mode=0755,size=50% 0 0
+          /dev/mapper/vg0-data /data xfs x-initrd.mount,noatime,x-systemd.device-timeout=120s 0 2
+        ''
+      ) (builtins.toJSON text)
+    )
+    (
+      let
+        systemd = (eval "minimal" [ ]).boot.initrd.systemd;
+      in
+      # As drop-ins of systemd's own units, which NixOS puts into the initrd.
+      support.equal "NixOS: emergency.service and initrd.target are extended, not replaced"
+        (map (name: [
+          systemd.units.${name}.overrideStrategy
+          (lib.elem name systemd.suppressedUnits)
+        ]) [ "emergency.service" "initrd.target" ])
+        [
+          [
+            "asDropinIfExists"
+            false
+          ]
+          [
+            "asDropinIfExists"
+            false
+          ]
+        ]
+    )
+    (
+      let
+        scripts = name: (eval name [ ]).system.build.freshroot.isoImage.buildCommand;
+        params = name: lib.filter (lib.hasPrefix "root=") (lib.splitString " " (scripts name));
+        inits = name: lib.length (lib.filter (lib.hasInfix "init=") (lib.splitString " " (scripts name)));
+      in
+      # Without root=fstab systemd mounts no /sysroot; nixos-init takes exactly one init=.
+      support.equal "NixOS: generated command lines say root=fstab for systemd only, and init= once"
+        [
+          (params "minimal" != [ ])
+          (params "diskless")
+          (inits "minimal")
+          (inits "diskless")
+        ]
+        [
+          true
+          [ ]
+          1
+          1
+        ]
     )
     (
       let

@@ -30,6 +30,7 @@ in
 {
   options = {
     assertions = list;
+    warnings = list;
     boot = {
       initrd = {
         enable = bool true;
@@ -37,6 +38,10 @@ in
         kernelModules = list;
         supportedFilesystems = list;
         prepend = list;
+        secrets = attrs;
+        allowMissingModules = bool false;
+        extraFirmwarePaths = list;
+        includeDefaultModules = bool true;
         luks.devices = attrs;
         services.lvm.enable = bool false;
         systemd = {
@@ -98,6 +103,7 @@ in
       boot.loader.kernelFile = any "bzImage";
       modulesTree = any null;
       nixos-init.enable = bool false;
+      etc.overlay.enable = bool false;
       stateVersion = any "";
     };
     system.build = mkOption {
@@ -122,6 +128,10 @@ in
     };
     _module.args.pkgs = rec {
       inherit lib;
+      stdenv.hostPlatform = {
+        isx86 = true;
+        isAarch64 = false;
+      };
       # What a build would be, as a text: enough to see what would go into it.
       writeText = name: text: {
         inherit name text;

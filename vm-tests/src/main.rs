@@ -6,6 +6,7 @@ mod cli;
 mod command;
 mod demo;
 mod disk;
+mod evaluation;
 mod initrd;
 mod lab;
 mod layer;

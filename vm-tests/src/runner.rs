@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::{DEFAULT_LEVEL, TestOptions};
 use crate::command::Tool;
+use crate::evaluation;
 use crate::lab::Lab;
 use crate::layer::{self, Layer};
 use crate::scenario::{self, Scenario};
@@ -17,8 +18,6 @@ use crate::workspace::Workspace;
 
 /// Compiling everything with the publishing side from nothing, and running it.
 const CARGO_LIMIT: Duration = Duration::from_secs(30 * 60);
-/// Evaluating a whole NixOS takes minutes, where a tree of it is given.
-const MODULE_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Cases of a property test in the nightly layer; proptest's own number is 256.
 const NIGHTLY_CASES: &str = "20000";
 /// What two machines and the page cache of their disks want, in KiB.
@@ -188,14 +187,17 @@ fn module(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
     if options.filter.is_some() {
         return Ok(Counts::default());
     }
-    let output = Tool::new("initrd-module/tests/run", MODULE_LIMIT)
-        .current_dir(workspace.root())
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    eprint!("{text}");
-    let counts = text.lines().last().map(parse_closing).unwrap_or_default();
-    if !output.status.success() && counts.failed == 0 {
-        anyhow::bail!("{}", String::from_utf8_lossy(&output.stderr));
+    let mut counts = Counts::default();
+    for (text, error) in evaluation::run(workspace)? {
+        eprint!("{text}");
+        let one = text.lines().last().map(parse_closing).unwrap_or_default();
+        counts.add(one);
+        if let Some(error) = error {
+            eprintln!("{error}");
+            if one.failed == 0 {
+                anyhow::bail!("the module's script ended without a failed test, see above");
+            }
+        }
     }
     Ok(counts)
 }
