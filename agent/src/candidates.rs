@@ -259,6 +259,8 @@ mod tests {
                 image: ImageState::Unchecked,
                 unfit: None,
                 failed: None,
+                spent: false,
+                blessed: false,
             })
             .to_vec();
         let system = a.manifest().default_system().unwrap().toplevel.clone();
