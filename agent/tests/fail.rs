@@ -38,14 +38,14 @@ fn run(config: &str, init: &str) -> (tempfile::TempDir, Output) {
     for file in ["dev/console", "dev/kmsg", "dev/null", "freshroot"] {
         write(file, "");
     }
-    for folder in ["usr", "proc", "cache-disk/freshroot/reports", "run/freshroot/cache"] {
+    for folder in ["usr", "proc", "cache-disk/freshroot/reports", "sysroot/run/freshroot/cache"] {
         fs::create_dir_all(root.path().join(folder)).unwrap();
     }
     for name in ["bin", "lib", "lib64"] {
         std::os::unix::fs::symlink(format!("usr/{name}"), root.path().join(name)).unwrap();
     }
     let outer = format!(
-        "set -e; cd \"$1\"; mount --bind /usr usr; mount --bind \"$2\" freshroot; mount --bind cache-disk run/freshroot/cache
+        "set -e; cd \"$1\"; mount --bind /usr usr; mount --bind \"$2\" freshroot; mount --bind cache-disk sysroot/run/freshroot/cache
          mount -t proc proc proc; mount --bind cmdline proc/cmdline; mount -t tmpfs tmpfs proc/sys
          mkdir -p proc/sys/kernel/random; echo {BOOT_ID} >proc/sys/kernel/random/boot_id
          exec chroot . /bin/sh /init"
