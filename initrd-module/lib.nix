@@ -682,7 +682,7 @@ rec {
     };
 
   # Limit of stage 1 as a whole, should the agent hang or something else of stage 1. The agent moves it while there is progress: it writes a longer
-  # one to /run/systemd/system/initrd.target.d/50-freshroot.conf and has the manager reload, which computes the job's end anew.
+  # one to /run/systemd/system/initrd.target.d/zz-freshroot.conf and has the manager reload, which computes the job's end anew.
   deadline = limit: {
     JobTimeoutSec = limit;
     JobTimeoutAction = "reboot-force";

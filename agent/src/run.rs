@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Write as _, stdout};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -30,7 +30,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Help(about) => print(&help_text(about)),
         Command::Version => print(concat!("freshroot ", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::Boot { mode, sysroot } => boot(&Stage { mode, sysroot }),
+        Command::Boot { mode, sysroot } => boot(mode, sysroot),
         Command::Plan {
             root,
             cmdline,
@@ -57,14 +57,14 @@ pub fn run(command: Command) -> Result<ExitCode> {
     }
 }
 
-fn boot(stage: &Stage) -> Result<ExitCode> {
-    match (stage.mode, std::process::id()) {
-        (Mode::Standalone, 1) => crate::boot::standalone::boot(stage),
+fn boot(mode: Mode, sysroot: PathBuf) -> Result<ExitCode> {
+    match (mode, std::process::id()) {
+        (Mode::Standalone, 1) => crate::boot::standalone::boot(&Stage::new(mode, sysroot)),
         (Mode::Standalone, _) => bail!(
             "boot is the job of PID 1 in an initrd; a unit in systemd's stage 1 calls it with --mode systemd, and «freshroot plan» shows what it would do"
         ),
         (Mode::Systemd, 1) => bail!("PID 1 has all of stage 1 to do: leave --mode systemd out, or let systemd start this as a unit"),
-        (Mode::Systemd, _) => Ok(crate::boot::in_systemd::boot(stage)),
+        (Mode::Systemd, _) => Ok(crate::boot::in_systemd::boot(sysroot)),
     }
 }
 

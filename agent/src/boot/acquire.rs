@@ -5,6 +5,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 
+use super::Stage;
+use super::deadline::Deadline;
 use super::download::Download;
 use super::online::Online;
 use super::ram;
@@ -27,6 +29,9 @@ use crate::verify::{BootImage, accept_by_size, verified_by_digest, verify_image}
 
 /// What to do when nothing can be had.
 const REMEDY: &str = "check the server and the network, that the release is signed by a key of trustedPublicKeys, and that an image for this kernel is published";
+
+/// Where nobody ends a boot.
+static NO_DEADLINE: Deadline = Deadline::none();
 
 /// A generation as it stands in this boot.
 struct Entry {
@@ -59,6 +64,7 @@ pub struct Acquire<'a> {
     disk: Option<Cache>,
     ram: Option<ram::RamStore>,
     ram_place: PathBuf,
+    deadline: &'a Deadline,
     entries: Vec<Entry>,
     history: History,
     answer: Answer,
@@ -121,6 +127,7 @@ impl<'a> Acquire<'a> {
             disk,
             ram: None,
             ram_place: root.join("run/freshroot/ram"),
+            deadline: &NO_DEADLINE,
             entries,
             history: history.unwrap_or_default(),
             answer: Answer::NotAsked,
@@ -129,9 +136,15 @@ impl<'a> Acquire<'a> {
         }
     }
 
-    /// Where an image that is kept in RAM is mounted, if not in this root's own `/run`.
-    pub fn keep_in_ram_at(&mut self, place: &Path) {
-        place.clone_into(&mut self.ram_place);
+    /// As a part of `stage`: an image in RAM is kept where that has it, and its deadline is told of progress.
+    #[must_use]
+    pub fn within(self, stage: &'a Stage) -> Self {
+        Self {
+            ram_place: stage.ram(),
+            deadline: &stage.deadline,
+            online: self.online.within(&stage.deadline),
+            ..self
+        }
     }
 
     /// Decides and acts until an image is ready.
@@ -328,6 +341,7 @@ impl<'a> Acquire<'a> {
         self.hurried = self.bootable().is_some();
         let limit = if self.hurried { policy.wait } else { policy.fetch_wait };
         log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
+        self.deadline.waiting_for(limit);
         let deadline = Instant::now() + limit;
         let known: Vec<_> = self.entries.iter().map(|entry| entry.known.authorised.clone()).collect();
         let known: Vec<_> = known.iter().collect();
@@ -442,7 +456,7 @@ impl<'a> Acquire<'a> {
             return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
         }
         let progress = Progress::new(image.size);
-        let verified = while_telling(self.root, &|| format!("verifying: {progress}"), || match cache.chunk_index(image) {
+        let verify = || match cache.chunk_index(image) {
             Some(index) => verify_image(file, &index, &|done| progress.reach(done)).map_err(|damage| {
                 let error = damage.error.map(|error| format!(" ({error})")).unwrap_or_default();
                 anyhow::anyhow!(
@@ -461,6 +475,9 @@ impl<'a> Acquire<'a> {
                     .context("reading the cached image was given up")?;
                 verified_by_digest(file, image.size, found, image.sha256)
             }
+        };
+        let verified = while_telling(self.root, &|| format!("verifying: {progress}"), || {
+            self.deadline.moved_by(&progress, verify)
         })?;
         // The generation may be missing beside an image that a power cut left behind. A disk that is full or failing is no reason against a
         // good image.
@@ -488,6 +505,7 @@ impl<'a> Acquire<'a> {
             deadline: bootable.is_some().then(|| Instant::now() + self.settings.policy.fetch_wait),
             without_progress: self.settings.policy.fetch_wait,
         };
+        self.deadline.waiting_for(patience.without_progress);
         let network_limit = patience
             .deadline
             .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);
@@ -540,6 +558,7 @@ impl<'a> Acquire<'a> {
         };
         let image = Download {
             root: self.root,
+            deadline: self.deadline,
             cache,
             source,
             image: &image,

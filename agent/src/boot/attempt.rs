@@ -76,14 +76,13 @@ pub(super) fn attempt<T>(
         CommandLine::default()
     });
     let (mut disks, oddities) = report
-        .step("drivers", |_| Disks::open(Path::new(ROOT), stage.mode, settings, &command_line))
+        .step("drivers", |_| Disks::open(Path::new(ROOT), stage, settings, &command_line))
         .map_err(|error| Failure::new(error, "check the kernel and the modules of the initrd"))?;
     for oddity in oddities {
         report.warn(oddity);
     }
     let cache = find_cache(stage, settings, &mut disks, report);
-    let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report);
-    acquire.keep_in_ram_at(&stage.ram());
+    let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);
     let built = Build {
         stage,
         settings,
@@ -120,7 +119,7 @@ struct Build<'a, T> {
 
 impl<T> Build<'_, T> {
     /// Decides and mounts until a system is ready. A generation whose system cannot be started is left out of the next decision.
-    fn until_ready(&self, disks: &mut Disks, acquire: &mut Acquire<'_>, report: &mut Report) -> Result<Built<T>, Failure> {
+    fn until_ready(&self, disks: &mut Disks<'_>, acquire: &mut Acquire<'_>, report: &mut Report) -> Result<Built<T>, Failure> {
         loop {
             let acquired = acquire.next(report)?;
             let mut log = MountLog::new();
@@ -150,7 +149,7 @@ impl<T> Build<'_, T> {
         }
     }
 
-    fn build(&self, disks: &mut Disks, acquired: &Acquired, log: &mut MountLog, report: &mut Report) -> Result<T, Unbuilt> {
+    fn build(&self, disks: &mut Disks<'_>, acquired: &Acquired, log: &mut MountLog, report: &mut Report) -> Result<T, Unbuilt> {
         let chosen = chosen_system(self.wanted, acquired).map_err(Unbuilt::Image)?;
         let path = chosen.toplevel.clone();
         report.source = Some(acquired.source);
@@ -220,7 +219,7 @@ fn running_kernel(settings: &Settings) -> RunningKernel {
 }
 
 /// The cache on its disk. Without one, images live in RAM: said aloud, and the boot goes on.
-fn find_cache(stage: &Stage, settings: &Settings, disks: &mut Disks, report: &mut Report) -> Option<Cache> {
+fn find_cache(stage: &Stage, settings: &Settings, disks: &mut Disks<'_>, report: &mut Report) -> Option<Cache> {
     if settings.cache.device.is_none() {
         log::info!("no cache.device is configured: images are kept in RAM");
         return None;

@@ -15,7 +15,7 @@ use crate::settings::Settings;
 ///
 /// # Errors
 /// If its file system is none that is mounted here, or the kernel refuses.
-pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks) -> Result<PathBuf> {
+pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>) -> Result<PathBuf> {
     let cache = &settings.cache;
     let name = cache.device.as_ref().context("no cache.device is configured")?;
     let device = disks.find(name, cache.wait)?;

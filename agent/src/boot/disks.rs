@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::Stage;
 use crate::cmdline::CommandLine;
 use crate::device::find::{Progress, wait_for};
 use crate::device::name::DeviceName;
@@ -23,21 +24,21 @@ const TELL_AFTER: Duration = Duration::from_secs(2);
 
 /// Drivers and disks.
 #[derive(Debug)]
-pub struct Disks {
+pub struct Disks<'a> {
     root: PathBuf,
-    mode: Mode,
+    stage: &'a Stage,
     events: Socket,
     loader: Loader,
 }
 
-impl Disks {
+impl<'a> Disks<'a> {
     /// Loads drivers: the configured ones, and, where there is no udev that does so, those for the hardware that is there. Returns what was odd.
     ///
     /// # Errors
     /// If the kernel's events cannot be followed.
-    pub fn open(root: &Path, mode: Mode, settings: &Settings, command_line: &CommandLine) -> Result<(Self, Vec<String>)> {
+    pub fn open(root: &Path, stage: &'a Stage, settings: &Settings, command_line: &CommandLine) -> Result<(Self, Vec<String>)> {
         // Before the first look, so that no event falls in between.
-        let events = match mode {
+        let events = match stage.mode {
             Mode::Standalone => Socket::open(),
             Mode::Systemd => Socket::open_with_udev(),
         };
@@ -45,7 +46,7 @@ impl Disks {
         let loader = Loader::new(root, None, Options::from_command_line(command_line))?;
         let mut disks = Self {
             root: root.to_owned(),
-            mode,
+            stage,
             events,
             loader,
         };
@@ -56,7 +57,7 @@ impl Disks {
         for name in ALWAYS {
             disks.load(name);
         }
-        if settings.kernel.autoload && mode == Mode::Standalone {
+        if settings.kernel.autoload && stage.mode == Mode::Standalone {
             let settled =
                 kmod::settle(&mut disks.loader, &mut disks.events, Instant::now() + settings.kernel.settle).context("loading drivers")?;
             // A driver that does not fit its device is everyday life; what is missing because of it says so later.
@@ -78,14 +79,14 @@ impl Disks {
     pub fn find(&mut self, name: &str, limit: Duration) -> Result<BlockDevice> {
         let name: DeviceName = name.parse()?;
         ensure!(
-            self.mode == Mode::Systemd || !name.needs_udev(),
+            self.stage.mode == Mode::Systemd || !name.needs_udev(),
             "{name} is a link that udev makes, which does not run here; use the label or the UUID that `blkid` prints"
         );
         let started = Instant::now();
         let mut told = started;
-        let (loader, root, mode) = (&mut self.loader, &self.root, self.mode);
+        let (loader, root, stage) = (&mut self.loader, &self.root, self.stage);
         let found = wait_for(root, &name, started + limit, &mut self.events, &mut |progress| match progress {
-            Progress::Event(_) | Progress::Overrun if mode == Mode::Systemd => {}
+            Progress::Event(_) | Progress::Overrun if stage.mode == Mode::Systemd => {}
             Progress::Event(event) => {
                 if let Some(alias) = event.new_modalias() {
                     loader.load_matching(alias);
@@ -97,6 +98,7 @@ impl Disks {
                 }
             }
             Progress::Looked(_) => {
+                stage.deadline.waiting_for(limit.saturating_sub(started.elapsed()));
                 if told == started || told.elapsed() >= TELL_AFTER {
                     told = Instant::now();
                     log::info!(

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::deadline::Deadline;
 use super::ticker::while_telling;
 use crate::cache::part::Part;
 use crate::cache::{Cache, Held};
@@ -18,6 +19,8 @@ use crate::verify::{BootImage, bad_chunks, verified_by_digest};
 pub(super) struct Download<'a> {
     /// Where the consoles are found.
     pub root: &'a Path,
+    /// Who is told of progress.
+    pub deadline: &'a Deadline,
     /// Where it goes.
     pub cache: &'a Cache,
     /// Where it comes from.
@@ -47,7 +50,8 @@ impl Download<'_> {
             progress.reused() as f64 / 1e6
         );
         let fetched = while_telling(self.root, &|| format!("fetching: {progress}"), || {
-            fetch_image(&self.source, self.image, &index, &part, self.patience, &progress)
+            let fetch = || fetch_image(&self.source, self.image, &index, &part, self.patience, &progress);
+            self.deadline.moved_by(&progress, fetch)
         });
         log::info!("fetched: {progress}");
         let found = match fetched {

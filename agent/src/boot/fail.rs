@@ -61,10 +61,7 @@ pub fn fail(root: &Path, unit: Option<&str>) -> Result<()> {
         Told::Nothing | Told::Unreadable(_) => Report::new(&boot_id),
     };
     report.outcome = Outcome::Failed;
-    let stage = Stage {
-        mode: Mode::Systemd,
-        sysroot: crate::cli::SYSROOT.into(),
-    };
+    let stage = Stage::new(Mode::Systemd, crate::cli::SYSROOT.into());
     let failing = Failing {
         stage: &stage,
         policy: &policy,

@@ -53,6 +53,7 @@ impl Failing<'_> {
             Err(error) => log::warn!("{} stays mounted: {error}", cache.display()),
         }
         if self.again {
+            self.stage.deadline.waiting_for(pause);
             failure::pause(root, pause, "the next try");
         }
         pause

@@ -1,6 +1,6 @@
 //! The agent as a unit of systemd's stage 1: it leaves a store below the sysroot, and ends. Devices, `/`, disks and the hand-over are systemd's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -9,6 +9,7 @@ use super::attempt::{attempt, read_settings};
 use super::failing::{Failing, new_report};
 use super::{ROOT, Stage};
 use crate::failure;
+use crate::mode::Mode;
 use crate::mount::mount_log::MountLog;
 use crate::mount::sysroot::{check_sysroot, open_run};
 use crate::report::{Failure, Report};
@@ -16,11 +17,12 @@ use crate::settings::Settings;
 
 /// Boots: fills the sysroot, or says why not. SIGTERM ends it where it stands, since shutdown takes down what is mounted and the cache is whole at every
 /// moment.
-pub fn boot(stage: &Stage) -> ExitCode {
+pub fn boot(sysroot: PathBuf) -> ExitCode {
     crate::console::init_service(log::LevelFilter::Info);
     log::info!("freshroot {}", env!("CARGO_PKG_VERSION"));
     std::panic::set_hook(Box::new(|panic| log::error!("the agent is broken, please report it: {panic}")));
     let (policy, settings) = read_settings();
+    let stage = &Stage::new(Mode::Systemd, sysroot);
     let mut failures = 0;
     loop {
         let mut report = new_report();

@@ -14,6 +14,7 @@
 pub mod acquire;
 mod attempt;
 pub mod cache_disk;
+pub mod deadline;
 pub mod disks;
 mod download;
 pub mod fail;
@@ -28,6 +29,7 @@ pub mod ticker;
 use std::path::{Path, PathBuf};
 
 use crate::mode::Mode;
+use deadline::Deadline;
 
 /// Where the cache disk is mounted, as the running system sees it.
 pub const CACHE: &str = "/run/freshroot/cache";
@@ -36,15 +38,26 @@ const RAM: &str = "/run/freshroot/ram";
 const ROOT: &str = "/";
 
 /// Which part of stage 1 this is, and where the new root is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Stage {
     /// Which part.
     pub mode: Mode,
     /// The new root, normally `/sysroot`.
     pub sysroot: PathBuf,
+    /// When somebody else ends it.
+    pub deadline: Deadline,
 }
 
 impl Stage {
+    /// A stage at `sysroot`.
+    pub fn new(mode: Mode, sysroot: PathBuf) -> Self {
+        let deadline = match mode {
+            Mode::Standalone => Deadline::none(),
+            Mode::Systemd => Deadline::of_initrd(Path::new(ROOT)),
+        };
+        Self { mode, sysroot, deadline }
+    }
+
     /// Where the cache disk is mounted.
     pub fn cache(&self) -> PathBuf {
         self.kept(CACHE)

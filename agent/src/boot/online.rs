@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use super::deadline::Deadline;
 use crate::http::{Client, Limits};
 use crate::net::systems::wait_for_systems;
 use crate::net::{Family, Mac, NetError, NetSettings, Network, Summary};
@@ -31,6 +32,7 @@ impl Up {
 /// The network and the client that uses it.
 pub struct Online<'a> {
     settings: &'a Settings,
+    deadline: Option<&'a Deadline>,
     network: Option<Up>,
     client: Option<Client>,
 }
@@ -40,8 +42,18 @@ impl<'a> Online<'a> {
     pub fn new(settings: &'a Settings) -> Self {
         Self {
             settings,
+            deadline: None,
             network: None,
             client: None,
+        }
+    }
+
+    /// `deadline` is told while the network is waited for.
+    #[must_use]
+    pub fn within(self, deadline: &'a Deadline) -> Self {
+        Self {
+            deadline: Some(deadline),
+            ..self
         }
     }
 
@@ -58,6 +70,9 @@ impl<'a> Online<'a> {
                 report.warn(oddity);
             }
             let limit = deadline.min(Instant::now() + self.settings.network.wait);
+            if let Some(end) = self.deadline {
+                end.waiting_for(limit.saturating_duration_since(Instant::now()));
+            }
             let network = report.step("network", |_| -> Result<Up, NetError> {
                 let mut observe = |line: &str| log::info!("network: {line}");
                 match by {

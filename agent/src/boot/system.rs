@@ -74,7 +74,7 @@ pub fn mount_store(
     settings: &Settings,
     image: &BootImage,
     toplevel: &StorePath,
-    disks: &mut Disks,
+    disks: &mut Disks<'_>,
     log: &mut MountLog,
 ) -> Result<(), StoreError> {
     let sysroot = stage.sysroot.as_path();
@@ -97,7 +97,7 @@ fn tmpfs_size(size: crate::settings::Size) -> Result<TmpfsSize> {
     Ok(size.to_string().parse()?)
 }
 
-fn rw_store(settings: &Settings, disks: &mut Disks) -> Result<RwStore> {
+fn rw_store(settings: &Settings, disks: &mut Disks<'_>) -> Result<RwStore> {
     let Some(name) = &settings.store.rw_device else {
         return Ok(RwStore::Tmpfs(tmpfs_size(settings.store.tmpfs_size)?));
     };
@@ -118,7 +118,7 @@ fn rw_store(settings: &Settings, disks: &mut Disks) -> Result<RwStore> {
 ///
 /// # Errors
 /// If a required one cannot be mounted.
-pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks, log: &mut MountLog, report: &mut Report) -> Result<()> {
+pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_>, log: &mut MountLog, report: &mut Report) -> Result<()> {
     let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, disks), log)?;
     for EntryOutcome { mount_point, outcome, .. } in outcomes {
         if let Outcome::Missing { reason } = outcome {
@@ -135,7 +135,7 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks, l
     }
 }
 
-fn find_device(entry: &MountEntry, disks: &mut Disks) -> Result<FoundDevice> {
+fn find_device(entry: &MountEntry, disks: &mut Disks<'_>) -> Result<FoundDevice> {
     let name = entry.device().context("the entry names no device")?;
     let device = disks.find(name, entry.timeout().unwrap_or(DEVICE_WAIT))?;
     let fs_type = file_system_of(&device).ok();
