@@ -1,49 +1,34 @@
 //! The loop of decisions: observe, decide, do the one thing that was decided, observe again, until an image is ready or nothing can be had.
 
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
 use super::Stage;
 use super::deadline::Deadline;
-use super::download::Download;
+use super::download::{Download, verify_cached};
+use super::generations::{Generations, seconds_now};
 use super::online::Online;
 use super::ram;
-use super::ticker::while_telling;
 use crate::cache::room::make_room;
-use crate::cache::tries::{History, read_history};
 use crate::cache::{Cache, Held, Known};
-use crate::candidates::{Observed, RunningKernel, accept, candidates, is_spent, name_of, supersedes};
+use crate::candidates::{RunningKernel, name_of};
 use crate::decide::{Answer, Candidate, ImageState, Next, Situation, best, decide};
 use crate::digest::Digest;
-use crate::fetch::answer::{Asked, Earlier, Valid, ask};
+use crate::fetch::Source;
 use crate::fetch::image::{Patience, fetch_index};
-use crate::fetch::{Progress, Source};
-use crate::formats::generation::Generation;
 use crate::formats::manifest::Image;
 use crate::report::{self, Failure, Report};
 use crate::select::{Target, Wanted};
 use crate::settings::{Settings, Verify};
-use crate::verify::{BootImage, accept_by_size, verified_by_digest, verify_image};
+use crate::verify::{BootImage, accept_by_size};
 
 /// What to do when nothing can be had.
 const REMEDY: &str = "check the server and the network, that the release is signed by a key of trustedPublicKeys, and that an image for this kernel is published";
 
 /// Where nobody ends a boot.
 static NO_DEADLINE: Deadline = Deadline::none();
-
-/// A generation as it stands in this boot.
-struct Entry {
-    known: Known,
-    image: ImageState,
-    unfit: Option<String>,
-    failed: Option<String>,
-    ready: Option<BootImage>,
-    fetched: Option<report::Source>,
-    /// Its image was taken by its size and turned out to be of no use: its size is not believed again.
-    doubted: bool,
-}
 
 /// What is ready to be booted.
 pub struct Acquired {
@@ -65,8 +50,7 @@ pub struct Acquire<'a> {
     ram: Option<ram::RamStore>,
     ram_place: PathBuf,
     deadline: &'a Deadline,
-    entries: Vec<Entry>,
-    history: History,
+    generations: Generations,
     answer: Answer,
     /// The answer was waited for only as long as there was something else to boot.
     hurried: bool,
@@ -83,41 +67,19 @@ impl<'a> Acquire<'a> {
         mut disk: Option<Cache>,
         report: &mut Report,
     ) -> Self {
-        let mut entries = Vec::new();
-        let found = disk.as_ref().map(|cache| cache.generations(&wanted.trust)).transpose();
-        let found = found.unwrap_or_else(|error| {
-            report.warn(format!(
-                "the cache is not used, check its disk with its file system's fsck: {error:#}"
-            ));
-            disk = None;
-            None
-        });
-        if let (Some(cache), Some((known, left_out))) = (&disk, found) {
-            for sentence in left_out {
-                report.warn(sentence);
-            }
-            for known in known {
-                let image = match cache.held(&known.authorised.manifest().image) {
-                    Held::Whole => ImageState::Unchecked,
-                    Held::Part => ImageState::Partial,
-                    Held::Nothing => ImageState::Absent,
-                };
-                entries.push(Entry {
-                    known,
-                    image,
-                    unfit: None,
-                    failed: None,
-                    ready: None,
-                    fetched: None,
-                    doubted: false,
-                });
-            }
+        let observed = disk.as_ref().map(|cache| Generations::observe(cache, &wanted.trust)).transpose();
+        let (generations, oddities) = observed
+            .unwrap_or_else(|error| {
+                report.warn(format!(
+                    "the cache is not used, check its disk with its file system's fsck: {error:#}"
+                ));
+                disk = None;
+                None
+            })
+            .unwrap_or_default();
+        for sentence in oddities {
+            report.warn(sentence);
         }
-        let history = disk.as_ref().map(|cache| read_history(cache.folder())).transpose();
-        let history = history.unwrap_or_else(|error| {
-            report.warn(format!("tries and blessings are not looked at: {error:#}"));
-            None
-        });
         let online = Online::new(settings);
         Self {
             root,
@@ -128,8 +90,7 @@ impl<'a> Acquire<'a> {
             ram: None,
             ram_place: root.join("run/freshroot/ram"),
             deadline: &NO_DEADLINE,
-            entries,
-            history: history.unwrap_or_default(),
+            generations,
             answer: Answer::NotAsked,
             hurried: false,
             online,
@@ -195,7 +156,7 @@ impl<'a> Acquire<'a> {
     /// first: then it is the image that may be damaged, and can be had anew.
     pub fn reject(&mut self, acquired: Acquired, why: &str) {
         let digest = acquired.known.authorised.digest();
-        let Some(entry) = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) else {
+        let Some(entry) = self.generations.get_mut(digest) else {
             return;
         };
         match acquired.image {
@@ -214,7 +175,7 @@ impl<'a> Acquire<'a> {
         if allowed == 0 {
             return;
         }
-        if self.is_spent(manifest) {
+        if self.generations.is_spent(manifest, allowed) {
             report.warn(format!(
                 "{} was booted {allowed} times without being blessed, and nothing else can boot",
                 name_of(&acquired.known.authorised)
@@ -259,24 +220,7 @@ impl<'a> Acquire<'a> {
     }
 
     fn candidates(&self) -> Vec<Candidate> {
-        let observed: Vec<Observed<'_>> = self
-            .entries
-            .iter()
-            .map(|entry| Observed {
-                authorised: &entry.known.authorised,
-                sequence: entry.known.generation.sequence,
-                image: entry.image.clone(),
-                unfit: entry.unfit.clone(),
-                failed: entry.failed.clone(),
-                spent: self.is_spent(entry.known.authorised.digest()),
-                blessed: self.history.is_blessed(entry.known.authorised.digest()),
-            })
-            .collect();
-        candidates(&observed, self.wanted, &self.kernel)
-    }
-
-    fn is_spent(&self, manifest: Digest) -> bool {
-        is_spent(self.history.tries(manifest), self.settings.policy.tries)
+        self.generations.candidates(self.wanted, &self.kernel, self.settings.policy.tries)
     }
 
     /// What boots of what is here if nothing newer comes.
@@ -284,15 +228,8 @@ impl<'a> Acquire<'a> {
         best(&self.candidates()).map(|one| one.manifest)
     }
 
-    fn entry(&self, digest: Digest) -> Result<&Entry> {
-        self.entries
-            .iter()
-            .find(|entry| entry.known.authorised.digest() == digest)
-            .context("the generation is not known")
-    }
-
     fn take(&mut self, digest: Digest) -> Option<Acquired> {
-        let entry = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest)?;
+        let entry = self.generations.get_mut(digest)?;
         match entry.ready.take() {
             Some(image) => Some(Acquired {
                 image,
@@ -308,7 +245,7 @@ impl<'a> Acquire<'a> {
     }
 
     fn note(&mut self, digest: Digest, outcome: Result<(BootImage, Option<report::Source>)>, report: &mut Report) {
-        let Some(entry) = self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) else {
+        let Some(entry) = self.generations.get_mut(digest) else {
             return;
         };
         match outcome {
@@ -336,149 +273,28 @@ impl<'a> Acquire<'a> {
     }
 
     fn ask(&mut self, report: &mut Report) -> Result<Digest, String> {
-        let question = self.wanted.question().ok_or("nothing names what to ask for")?;
         let policy = &self.settings.policy;
         self.hurried = self.bootable().is_some();
         let limit = if self.hurried { policy.wait } else { policy.fetch_wait };
         log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
         self.deadline.waiting_for(limit);
         let deadline = Instant::now() + limit;
-        let known: Vec<_> = self.entries.iter().map(|entry| entry.known.authorised.clone()).collect();
-        let known: Vec<_> = known.iter().collect();
-        let now = seconds_now();
-        // What would be refused as an answer is no answer by way of «not modified» either.
-        let earlier = self
-            .earlier(&question.path())
-            .filter(|(_, digest)| known.iter().any(|one| one.digest() == *digest && accept(one, &known, now).is_ok()));
-        let client = self.online.client(deadline, report)?;
         let source = Source {
-            client,
+            client: self.online.client(deadline, report)?,
             mirrors: &self.settings.urls,
         };
-        let wanted = self.wanted;
-        let accepted = |authorised: &crate::formats::authorised::Authorised| {
-            if wanted.target.system_of(authorised).is_none() {
-                return Err(format!("the answer does not hold {}", wanted.target));
-            }
-            // Serial and expiry tell a stale channel; a system or a manifest that was named is what it is.
-            if matches!(wanted.target, Target::Channel(_)) {
-                accept(authorised, &known, now)
-            } else {
-                Ok(())
-            }
-        };
-        match ask(
-            &source,
-            &question,
-            &wanted.trust,
-            earlier.as_ref().map(|(earlier, _)| earlier),
-            &accepted,
-            deadline,
-        )? {
-            Asked::NotModified => earlier
-                .map(|(_, digest)| digest)
-                .ok_or_else(|| "the server says that nothing changed, though nothing was known".to_owned()),
-            Asked::Valid(valid) => Ok(self.learn(*valid, now)),
-        }
-    }
-
-    /// The newest answer to the same question that was accepted, for `If-None-Match`.
-    fn earlier(&self, path: &str) -> Option<(Earlier, Digest)> {
-        let of_question = self.entries.iter().filter(|entry| entry.known.generation.source.ends_with(path));
-        let newest = of_question.max_by_key(|entry| entry.known.generation.sequence)?;
-        let etag = newest.known.generation.etag.clone()?;
-        Some((
-            Earlier {
-                source: newest.known.generation.source.clone(),
-                etag,
-            },
-            newest.known.authorised.digest(),
-        ))
-    }
-
-    /// Takes a valid answer into the list; the newer release of a manifest that is known replaces the older one on the disk too.
-    fn learn(&mut self, valid: Valid, now: u64) -> Digest {
-        let digest = valid.authorised.digest();
-        let sequence = self.entries.iter().map(|entry| entry.known.generation.sequence).max().unwrap_or(0) + 1;
-        let generation = Generation {
-            version: 1,
-            release: valid.received.release,
-            manifest: valid.received.manifest,
-            sequence,
-            accepted: now,
-            source: valid.source,
-            etag: valid.etag,
-        };
-        let known = Known {
-            generation,
-            authorised: valid.authorised,
-        };
-        match self.entries.iter_mut().find(|entry| entry.known.authorised.digest() == digest) {
-            // The proof that is kept stays the stronger one: an answer to a pin, or an old one, would lower the floor, or authorise nothing later.
-            Some(entry) if !supersedes(&known.authorised, &entry.known.authorised) => {}
-            Some(entry) => {
-                entry.known = known;
-                if let (Some(cache), ImageState::Unchecked | ImageState::Verified) =
-                    (self.disk.as_ref().filter(|cache| cache.writable()), &entry.image)
-                    && let Err(error) = cache.commit_generation(&entry.known.generation)
-                {
-                    log::warn!("the newer release is not kept: {error:#}");
-                }
-            }
-            None => {
-                let held = self.disk.as_ref().map(|cache| cache.held(&known.authorised.manifest().image));
-                let image = match held {
-                    // An image can be there without its generation: a power cut came in between, or another generation has the same one.
-                    Some(Held::Whole) => ImageState::Unchecked,
-                    Some(Held::Part) => ImageState::Partial,
-                    Some(Held::Nothing) | None => ImageState::Absent,
-                };
-                self.entries.push(Entry {
-                    known,
-                    image,
-                    unfit: None,
-                    failed: None,
-                    ready: None,
-                    fetched: None,
-                    doubted: false,
-                });
-            }
-        }
-        digest
+        self.generations.ask(&source, self.wanted, deadline, self.disk.as_ref())
     }
 
     fn verify(&self, digest: Digest) -> Result<BootImage> {
-        let entry = self.entry(digest)?;
+        let entry = self.generations.get(digest)?;
         let image = &entry.known.authorised.manifest().image;
         let cache = self.holder(image).context("no cache holds the image")?;
-        let file = cache.open_image(image.sha256)?;
         if self.settings.verify == Verify::Size && !entry.doubted {
+            let file = cache.open_image(image.sha256)?;
             return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
         }
-        let progress = Progress::new(image.size);
-        let verify = || match cache.chunk_index(image) {
-            Some(index) => verify_image(file, &index, &|done| progress.reach(done)).map_err(|damage| {
-                let error = damage.error.map(|error| format!(" ({error})")).unwrap_or_default();
-                anyhow::anyhow!(
-                    "the cached image is damaged: {} of {} chunks are not what the signed index says{error}",
-                    damage.chunks.len(),
-                    index.chunks().len()
-                )
-            }),
-            // Without its index, the whole digest on one core does as well.
-            None => {
-                let follower = crate::verify::Follower::new();
-                follower.advance(image.size);
-                let found = follower
-                    .follow(&file, image.size)
-                    .context("reading the cached image")?
-                    .context("reading the cached image was given up")?;
-                verified_by_digest(file, image.size, found, image.sha256)
-            }
-        };
-        let verified = while_telling(self.root, &|| format!("verifying: {progress}"), || {
-            self.deadline.moved_by(&progress, verify)
-        })?;
+        let verified = verify_cached(self.root, self.deadline, cache, image)?;
         // The generation may be missing beside an image that a power cut left behind. A disk that is full or failing is no reason against a
         // good image.
         if cache.writable()
@@ -498,7 +314,7 @@ impl<'a> Acquire<'a> {
     }
 
     fn fetch(&mut self, digest: Digest, report: &mut Report) -> Result<(BootImage, report::Source)> {
-        let entry = self.entry(digest)?;
+        let entry = self.generations.get(digest)?;
         let (generation, image) = (entry.known.generation.clone(), entry.known.authorised.manifest().image.clone());
         let bootable = self.bootable();
         let patience = Patience {
@@ -520,8 +336,12 @@ impl<'a> Acquire<'a> {
         };
         let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
             Some(cache) => {
-                let known: Vec<&Known> = self.entries.iter().map(|entry| &entry.known).collect();
-                let protected: Vec<Digest> = bootable.into_iter().chain([digest]).chain(self.history.last_blessed()).collect();
+                let known = self.generations.known();
+                let protected: Vec<Digest> = bootable
+                    .into_iter()
+                    .chain([digest])
+                    .chain(self.generations.last_blessed())
+                    .collect();
                 let keep = (self.settings.cache.keep as usize).saturating_sub(1);
                 let made = make_room(cache, &known, &image, &protected, keep).or_else(|error| {
                     // With nothing that boots, a machine that runs is worth more than generations for another kernel.
@@ -570,9 +390,4 @@ impl<'a> Acquire<'a> {
         }
         Ok((image, if on_disk { report::Source::Network } else { report::Source::Ram }))
     }
-}
-
-/// This machine's clock.
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

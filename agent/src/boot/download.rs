@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::deadline::Deadline;
 use super::ticker::while_telling;
@@ -13,7 +13,37 @@ use crate::fetch::{Progress, Source};
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::manifest::Image;
 use crate::report::Report;
-use crate::verify::{BootImage, bad_chunks, verified_by_digest};
+use crate::verify::{BootImage, Follower, VerifiedImage, bad_chunks, verified_by_digest, verify_image};
+
+/// Verifies a whole image that the cache holds. `root` is where the consoles are found.
+///
+/// # Errors
+/// How it is damaged, or why it cannot be read.
+pub(super) fn verify_cached(root: &Path, deadline: &Deadline, cache: &Cache, image: &Image) -> Result<VerifiedImage> {
+    let file = cache.open_image(image.sha256)?;
+    let progress = Progress::new(image.size);
+    let verify = || match cache.chunk_index(image) {
+        Some(index) => verify_image(file, &index, &|done| progress.reach(done)).map_err(|damage| {
+            let error = damage.error.map(|error| format!(" ({error})")).unwrap_or_default();
+            anyhow::anyhow!(
+                "the cached image is damaged: {} of {} chunks are not what the signed index says{error}",
+                damage.chunks.len(),
+                index.chunks().len()
+            )
+        }),
+        // Without its index, the whole digest on one core does as well.
+        None => {
+            let follower = Follower::new();
+            follower.advance(image.size);
+            let found = follower
+                .follow(&file, image.size)
+                .context("reading the cached image")?
+                .context("reading the cached image was given up")?;
+            verified_by_digest(file, image.size, found, image.sha256)
+        }
+    };
+    while_telling(root, &|| format!("verifying: {progress}"), || deadline.moved_by(&progress, verify))
+}
 
 /// One image on its way into one cache.
 pub(super) struct Download<'a> {

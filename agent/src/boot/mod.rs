@@ -19,6 +19,7 @@ pub mod disks;
 mod download;
 pub mod fail;
 mod failing;
+pub mod generations;
 pub mod in_systemd;
 pub mod online;
 pub mod ram;
