@@ -41,6 +41,8 @@ pub enum Command {
         /// As JSON instead of text.
         json: bool,
     },
+    /// Refresh the cache from the running system.
+    Fetch,
     /// Mark the running boot as good.
     Bless,
     /// Say whether a persistent mount is its disk.
@@ -147,6 +149,18 @@ mounted, and ends; it fails where nothing can be booted. Settings come from /etc
   freshroot status --json | jq .warnings",
     },
     CommandHelp {
+        name: "fetch",
+        arguments: "",
+        summary: "refresh the cache from the running system, for the boots to come",
+        options: &[],
+        text: "Asks the servers for the newest release of the channel, over the network of the running system, and fetches what is missing of its image. It is verified
+as at a boot. What runs and what was blessed last is never removed for it. A fetch that was interrupted is gone on with. Without a channel, what this boot
+has selected is completed. policy.mode is for boots: this asks in any case.
+
+Example:
+  freshroot fetch && reboot",
+    },
+    CommandHelp {
         name: "bless",
         arguments: "",
         summary: "mark the running boot as good: its generation has all its tries again",
@@ -213,6 +227,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
     };
     match name.to_str() {
         Some("boot") => boot(&mut parser),
+        Some("fetch") => fetch(&mut parser),
         Some("bless") => bless(&mut parser),
         Some("plan") => plan(&mut parser),
         Some("status") => status(&mut parser),
@@ -290,6 +305,15 @@ fn status(parser: &mut Parser) -> Result<Command, Usage> {
         }
     }
     Ok(Command::Status { root, json })
+}
+
+fn fetch(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("fetch");
+    match next(parser, about)? {
+        None => Ok(Command::Fetch),
+        Some(Short('h') | Long("help")) => Ok(Command::Help(about)),
+        Some(other) => Err(unexpected(other, about)),
+    }
 }
 
 fn bless(parser: &mut Parser) -> Result<Command, Usage> {
@@ -485,6 +509,7 @@ mod tests {
                     json: true,
                 },
             ),
+            ("freshroot fetch", Command::Fetch),
             ("freshroot bless", Command::Bless),
             ("freshroot fail", Command::Fail { unit: None }),
             (

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use log::LevelFilter;
 
 use crate::boot::cache_disk::cache_folder;
 use crate::boot::system::entries;
+use crate::boot::ticker::Teller;
 use crate::boot::{CACHE, Stage};
 use crate::candidates::RunningKernel;
 use crate::cli::{Command, help_text};
@@ -20,6 +22,7 @@ use crate::report::{self, Report};
 use crate::settings::Settings;
 use crate::stage_2::bless::bless;
 use crate::stage_2::check_mount::check_mount;
+use crate::stage_2::fetch::fetch;
 use crate::stage_2::report_text;
 
 /// Runs a command; gives the exit code of the process.
@@ -47,6 +50,17 @@ pub fn run(command: Command) -> Result<ExitCode> {
             }
             crate::boot::fail::fail(Path::new("/"), unit.as_deref())?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Fetch => {
+            let teller = Teller::of_stderr();
+            // Beside a line that is written over there is room for what is odd, not for each step.
+            let level = if teller == Teller::Nobody {
+                LevelFilter::Info
+            } else {
+                LevelFilter::Warn
+            };
+            crate::console::init_stderr(level);
+            print(&(fetch(Path::new("/"), teller)? + "\n"))
         }
         Command::Bless => print(&(bless(Path::new("/"))? + "\n")),
         Command::CheckMount { path } => {

@@ -9,6 +9,7 @@ use crate::formats::Refusal;
 use crate::formats::answer::Question;
 use crate::formats::authorised::{Authorised, Trust};
 use crate::formats::manifest::System;
+use crate::formats::release::NotAChannel;
 use crate::mode::Mode;
 use crate::settings::{InitWord, Settings};
 use crate::store_path::StorePath;
@@ -166,6 +167,31 @@ pub fn select(settings: &Settings, mode: Mode) -> Result<(Wanted, Vec<String>), 
     Ok((Wanted { target, trust, only }, oddities))
 }
 
+impl Wanted {
+    /// What a refresh of the cache from the running system is to bring: the newest release of the channel, where one is configured. What the command
+    /// line of this boot has selected says what boots, not what is to be there for later boots; without a channel it is all that there is to ask for.
+    ///
+    /// # Errors
+    /// If the channel's name is malformed.
+    pub fn for_refresh(&self, settings: &Settings) -> Result<Self, Refusal> {
+        let Some(channel) = &settings.channel else {
+            return Ok(self.clone());
+        };
+        let channel = channel
+            .parse()
+            .map_err(|error: NotAChannel| Refusal::Malformed(error.to_string()))?;
+        Ok(Self {
+            target: Target::Channel(channel),
+            // A pin authorises one manifest, and asks for it alone.
+            trust: Trust {
+                pinned: None,
+                ..self.trust.clone()
+            },
+            only: None,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -173,6 +199,35 @@ mod tests {
 
     const A: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a";
     const B: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-b";
+
+    #[test]
+    fn a_refresh_follows_the_channel_whatever_this_boot_has_selected() {
+        let settings = |file: &str, line: &str| Settings::from_sources(Some(("file", file.as_bytes())), line.as_bytes()).unwrap();
+        let refreshed = |file: &str, line: &str| {
+            let settings = settings(file, line);
+            let (wanted, _) = select(&settings, Mode::Standalone).unwrap();
+            wanted.for_refresh(&settings).unwrap()
+        };
+        let system = "/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-a";
+        let digest = "ab".repeat(32);
+        let channel = r#"{"version": 1, "channel": "stable"}"#;
+        let stable = Target::Channel("stable".parse().unwrap());
+        for line in [
+            String::new(),
+            format!("freshroot.system={system}"),
+            format!("init={system}/init"),
+            format!("freshroot.manifest-sha256={digest}"),
+        ] {
+            let wanted = refreshed(channel, &line);
+            assert_eq!((wanted.target, wanted.trust.pinned), (stable.clone(), None), "{line}");
+        }
+        let none = r#"{"version": 1}"#;
+        assert_eq!(
+            refreshed(none, &format!("freshroot.system={system}")).target,
+            Target::System(system.parse().unwrap())
+        );
+        assert_eq!(refreshed(none, "").question(), None);
+    }
 
     #[test]
     fn init_selects_as_far_as_others_follow_it() {

@@ -11,6 +11,7 @@ use super::download::{Download, verify_cached};
 use super::generations::{Generations, seconds_now};
 use super::online::Online;
 use super::ram;
+use super::ticker::Teller;
 use crate::cache::room::make_room;
 use crate::cache::{Cache, Held, Known};
 use crate::candidates::{RunningKernel, name_of};
@@ -294,7 +295,7 @@ impl<'a> Acquire<'a> {
             let file = cache.open_image(image.sha256)?;
             return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
         }
-        let verified = verify_cached(self.root, self.deadline, cache, image)?;
+        let verified = verify_cached(Teller::Consoles(self.root), self.deadline, cache, image)?;
         // The generation may be missing beside an image that a power cut left behind. A disk that is full or failing is no reason against a
         // good image.
         if cache.writable()
@@ -343,15 +344,14 @@ impl<'a> Acquire<'a> {
                     .chain(self.generations.last_blessed())
                     .collect();
                 let keep = (self.settings.cache.keep as usize).saturating_sub(1);
-                let made = make_room(cache, &known, &image, &protected, keep).or_else(|error| {
-                    // With nothing that boots, a machine that runs is worth more than generations for another kernel.
-                    if bootable.is_none() && keep > 0 {
+                let mut made = make_room(cache, &known, &image, &protected, keep);
+                // With nothing that boots, a machine that runs is worth more than generations for another kernel; the blessed one goes last.
+                for fewer in [&protected[..], &[digest]].into_iter().filter(|_| bootable.is_none()) {
+                    made = made.or_else(|error| {
                         log::warn!("{error:#}; nothing else boots, so that fewer generations are kept");
-                        make_room(cache, &known, &image, &protected, 0)
-                    } else {
-                        Err(error)
-                    }
-                });
+                        make_room(cache, &known, &image, fewer, 0)
+                    });
+                }
                 made.map_err(|error| report.warn(format!("{error:#}"))).is_ok()
             }
             None => false,
@@ -377,7 +377,7 @@ impl<'a> Acquire<'a> {
             mirrors: &self.settings.urls,
         };
         let image = Download {
-            root: self.root,
+            teller: Teller::Consoles(self.root),
             deadline: self.deadline,
             cache,
             source,

@@ -1,11 +1,9 @@
 //! One image on its way from the servers into a cache.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 
 use super::deadline::Deadline;
-use super::ticker::while_telling;
+use super::ticker::{Teller, while_telling};
 use crate::cache::part::Part;
 use crate::cache::{Cache, Held};
 use crate::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
@@ -15,11 +13,11 @@ use crate::formats::manifest::Image;
 use crate::report::Report;
 use crate::verify::{BootImage, Follower, VerifiedImage, bad_chunks, verified_by_digest, verify_image};
 
-/// Verifies a whole image that the cache holds. `root` is where the consoles are found.
+/// Verifies a whole image that the cache holds.
 ///
 /// # Errors
 /// How it is damaged, or why it cannot be read.
-pub(super) fn verify_cached(root: &Path, deadline: &Deadline, cache: &Cache, image: &Image) -> Result<VerifiedImage> {
+pub fn verify_cached(teller: Teller<'_>, deadline: &Deadline, cache: &Cache, image: &Image) -> Result<VerifiedImage> {
     let file = cache.open_image(image.sha256)?;
     let progress = Progress::new(image.size);
     let verify = || match cache.chunk_index(image) {
@@ -42,14 +40,16 @@ pub(super) fn verify_cached(root: &Path, deadline: &Deadline, cache: &Cache, ima
             verified_by_digest(file, image.size, found, image.sha256)
         }
     };
-    while_telling(root, &|| format!("verifying: {progress}"), || deadline.moved_by(&progress, verify))
+    while_telling(teller, &|| format!("verifying: {progress}"), || {
+        deadline.moved_by(&progress, verify)
+    })
 }
 
 /// One image on its way into one cache.
-pub(super) struct Download<'a> {
-    /// Where the consoles are found.
-    pub root: &'a Path,
-    /// Who is told of progress.
+pub struct Download<'a> {
+    /// Who is told how far it is.
+    pub teller: Teller<'a>,
+    /// What is moved on while there is progress.
     pub deadline: &'a Deadline,
     /// Where it goes.
     pub cache: &'a Cache,
@@ -79,7 +79,7 @@ impl Download<'_> {
             (self.image.size - progress.reused()) as f64 / 1e6,
             progress.reused() as f64 / 1e6
         );
-        let fetched = while_telling(self.root, &|| format!("fetching: {progress}"), || {
+        let fetched = while_telling(self.teller, &|| format!("fetching: {progress}"), || {
             let fetch = || fetch_image(&self.source, self.image, &index, &part, self.patience, &progress);
             self.deadline.moved_by(&progress, fetch)
         });

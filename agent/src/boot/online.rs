@@ -84,11 +84,7 @@ impl<'a> Online<'a> {
         }
         report.network = self.report();
         if self.client.is_none() {
-            let limits = Limits {
-                connect: self.settings.transfer.connect,
-                stall: self.settings.transfer.stall,
-            };
-            let client = Client::new(&self.settings.urls, self.settings.http.ca_file.as_deref(), limits);
+            let client = client(self.settings);
             self.client = Some(client.map_err(|error| format!("{error:#}"))?);
         }
         self.client.as_ref().ok_or_else(|| "there is no client".to_owned())
@@ -119,6 +115,18 @@ impl<'a> Online<'a> {
             Some(Up::Systems(_)) | None => Ok(()),
         }
     }
+}
+
+/// A client with the limits and the authorities of the settings.
+///
+/// # Errors
+/// If there can be none: a file of certificates that cannot be read.
+pub fn client(settings: &Settings) -> Result<Client> {
+    let limits = Limits {
+        connect: settings.transfer.connect,
+        stall: settings.transfer.stall,
+    };
+    Client::new(&settings.urls, settings.http.ca_file.as_deref(), limits)
 }
 
 /// What the settings mean for the network, with sentences about what could not be read.

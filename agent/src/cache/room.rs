@@ -9,7 +9,8 @@ use rustix::fs::statvfs;
 use super::evict::{Room, Tenant, evict};
 use super::{Cache, Known, atomic};
 use crate::digest::Digest;
-use crate::formats::manifest::Image;
+use crate::formats::generation::Generation;
+use crate::formats::manifest::{Image, Manifest};
 
 /// For generation, index, map and the file system's own needs.
 const SLACK: u64 = 4 << 20;
@@ -66,6 +67,14 @@ pub fn make_room(cache: &Cache, known: &[&Known], image: &Image, protected: &[Di
     Ok(())
 }
 
+/// The image that a generation in the cache names, whoever signed it.
+fn image_of(folder: &Path, manifest: Digest) -> Option<Digest> {
+    let path = folder.join("generations").join(format!("{manifest}.json"));
+    let bytes = super::read_bounded(&path, super::GENERATION_LIMIT).ok()??;
+    let generation = Generation::parse(std::str::from_utf8(&bytes).ok()?, manifest).ok()?;
+    Some(Manifest::parse(&generation.manifest).ok()?.image.sha256)
+}
+
 /// Bytes that a file takes on the disk, which for a sparse one are less than its length.
 fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
@@ -75,6 +84,13 @@ fn allocated(path: &Path) -> u64 {
 fn tenants(folder: &Path, known: &[&Known], wanted: &Image, protected: &[Digest]) -> Result<Vec<Room>> {
     let mut tenants = Vec::new();
     let mut owned = BTreeSet::from([wanted.sha256]);
+    // What has to stay may be of a key that is not trusted today, and the running system has its image mounted all the same.
+    owned.extend(
+        protected
+            .iter()
+            .filter(|manifest| !known.iter().any(|one| one.authorised.digest() == **manifest))
+            .filter_map(|manifest| image_of(folder, *manifest)),
+    );
     // The newest owner of an image keeps it; `known` has the newest first.
     for one in known {
         let (manifest, image) = (one.authorised.digest(), one.authorised.manifest().image.sha256);

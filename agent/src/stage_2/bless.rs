@@ -1,13 +1,15 @@
 //! Marking the running boot as good.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::own_report;
 use crate::boot::CACHE;
 use crate::boot::cache_disk::cache_folder;
+use crate::boot::generations::seconds_now;
 use crate::cache::{read_only, tries};
 use crate::report::{Outcome, Source};
 use crate::settings::Settings;
@@ -28,8 +30,7 @@ pub fn bless(root: &Path) -> Result<String> {
     }
     let settings = Settings::read(root)?;
     let folder = mounted_cache(root, &settings)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let done = tries::bless(&folder, system.manifest, &report.boot_id, now)?;
+    let done = tries::bless(&folder, system.manifest, &report.boot_id, seconds_now())?;
     let name = match (&system.channel, system.serial) {
         (Some(channel), Some(serial)) => format!("{}, {channel} serial {serial}", system.toplevel.name()),
         (Some(_) | None, Some(_) | None) => system.toplevel.name().to_owned(),
@@ -47,11 +48,14 @@ pub fn bless(root: &Path) -> Result<String> {
 /// If it is not mounted, or for reading only.
 pub(super) fn mounted_cache(root: &Path, settings: &Settings) -> Result<PathBuf> {
     let folder = cache_folder(&root.join(CACHE.trim_start_matches('/')), settings);
-    ensure!(
-        folder.is_dir(),
-        "there is no cache at {}: the cache disk is not mounted there any more, or cache.path is not what it was at the boot",
-        folder.display()
-    );
+    match fs::metadata(&folder) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+            "there is no cache at {}: the cache disk is not mounted there any more, or cache.path is not what it was at the boot",
+            folder.display()
+        ),
+        Err(error) => return Err(error).with_context(|| format!("looking at the cache {}, which is root's", folder.display())),
+    }
     ensure!(
         !read_only(&folder),
         "the cache {} is mounted for reading only: see «freshroot status» for why, repair its disk, and reboot",
@@ -64,8 +68,6 @@ pub(super) fn mounted_cache(root: &Path, settings: &Settings) -> Result<PathBuf>
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::fs;
-
     use crate::cache::tries::read_history;
     use crate::digest::Digest;
     use crate::formats::manifest::InitKind;

@@ -2,6 +2,7 @@
 
 pub mod bless;
 pub mod check_mount;
+pub mod fetch;
 
 use std::fs;
 use std::io::{ErrorKind, Read as _};

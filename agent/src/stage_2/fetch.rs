@@ -1,0 +1,238 @@
+//! Refreshing the cache from the running system, over its network.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::bless::mounted_cache;
+use super::own_report;
+use crate::boot::deadline::Deadline;
+use crate::boot::download::{Download, verify_cached};
+use crate::boot::generations::Generations;
+use crate::boot::online::client;
+use crate::boot::ticker::Teller;
+use crate::cache::Cache;
+use crate::cache::room::make_room;
+use crate::candidates::{RunningKernel, name_of};
+use crate::decide::{Candidate, ImageState, best};
+use crate::digest::Digest;
+use crate::fetch::Source;
+use crate::fetch::image::{Patience, fetch_index};
+use crate::mode::Mode;
+use crate::report::Report;
+use crate::select::{Wanted, select};
+use crate::settings::Settings;
+
+/// A boot cannot be going on; another refresh takes longer than anybody wants to wait.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Brings the newest generation of what is configured into the cache of the system below `root`. Says what was done, and what boots next.
+///
+/// # Errors
+/// If freshroot did not boot this system, its cache cannot be written or has no room, or no server gives a valid answer and the whole image. What was
+/// fetched stays, and is gone on with the next time.
+pub fn fetch(root: &Path, teller: Teller<'_>) -> Result<String> {
+    let settings = Settings::read(root)?;
+    let (selected, oddities) = select(&settings, Mode::Standalone)?;
+    for oddity in settings.warnings.iter().chain(&oddities) {
+        log::info!("{oddity}");
+    }
+    if settings.cache.device.is_none() {
+        return Ok("no cache.device is configured: images live in RAM, and there is no cache to refresh".to_owned());
+    }
+    let wanted = selected.for_refresh(&settings)?;
+    ensure!(!settings.urls.is_empty(), "nobody can be asked: no url is configured");
+    ensure!(wanted.question().is_some(), "nothing names what to fetch: configure a channel");
+    let own = own_report(root)?;
+    let cache = Cache::open(&mounted_cache(root, &settings)?, Instant::now() + LOCK_WAIT)?;
+    let (generations, oddities) = Generations::observe(&cache, &selected.trust)?;
+    for oddity in oddities {
+        log::warn!("{oddity}");
+    }
+    let mut refresh = Refresh {
+        settings: &settings,
+        teller,
+        cache,
+        kernel: running_kernel(root, &settings)?,
+        running: own.system.map(|system| system.manifest),
+        generations,
+    };
+    refresh.bring(&selected, &wanted)
+}
+
+/// The kernel that runs.
+fn running_kernel(root: &Path, settings: &Settings) -> Result<RunningKernel> {
+    let path = root.join("proc/sys/kernel/osrelease");
+    let release = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(RunningKernel {
+        release: release.trim().to_owned(),
+        store_name: settings.kernel.store_name.clone(),
+    })
+}
+
+struct Refresh<'a> {
+    settings: &'a Settings,
+    teller: Teller<'a>,
+    cache: Cache,
+    kernel: RunningKernel,
+    running: Option<Digest>,
+    generations: Generations,
+}
+
+impl Refresh<'_> {
+    /// Asks, and fetches what is missing. `selected` is what this boot has selected.
+    fn bring(&mut self, selected: &Wanted, wanted: &Wanted) -> Result<String> {
+        let client = client(self.settings)?;
+        let source = Source {
+            client: &client,
+            mirrors: &self.settings.urls,
+        };
+        log::info!("asking for {}", wanted.target);
+        let deadline = Instant::now() + self.settings.policy.fetch_wait;
+        let newest = self
+            .generations
+            .ask(&source, wanted, deadline, Some(&self.cache))
+            .map_err(|why| anyhow::anyhow!("no valid answer: {why}"))?;
+        let did = if self.is_complete(newest)? {
+            "is cached already, nothing to do".to_owned()
+        } else {
+            self.complete(selected, newest, &source)?;
+            format!("is fetched ({:.1} MB received)", client.received() as f64 / 1e6)
+        };
+        let name = name_of(&self.generations.get(newest)?.known.authorised);
+        // As the next boot finds it.
+        let (generations, _) = Generations::observe(&self.cache, &selected.trust)?;
+        let candidates = generations.candidates(selected, &self.kernel, self.settings.policy.tries);
+        Ok(format!("{name} {did}; {}", next_words(&candidates, newest, selected)))
+    }
+
+    /// Whether generation and image are there. An image whose generation is missing was left by a power cut: it is verified, and needs no fetching.
+    fn is_complete(&self, manifest: Digest) -> Result<bool> {
+        let entry = self.generations.get(manifest)?;
+        if entry.image != ImageState::Unchecked {
+            return Ok(false);
+        }
+        if self.cache.has_generation(manifest) {
+            return Ok(true);
+        }
+        match verify_cached(
+            self.teller,
+            &Deadline::none(),
+            &self.cache,
+            &entry.known.authorised.manifest().image,
+        ) {
+            Ok(_) => self.cache.commit_generation(&entry.known.generation).map(|()| true),
+            Err(error) => {
+                log::warn!("{error:#}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn complete(&self, selected: &Wanted, manifest: Digest, source: &Source<'_>) -> Result<()> {
+        let entry = self.generations.get(manifest)?;
+        let image = &entry.known.authorised.manifest().image;
+        let patience = Patience {
+            deadline: None,
+            without_progress: self.settings.policy.fetch_wait,
+        };
+        // Before anything is removed for it: a server without the image is mostly one without its index.
+        let index = match self.cache.chunk_index(image) {
+            Some(_) => None,
+            None => Some(fetch_index(source, image, patience).map_err(|error| anyhow::anyhow!("{error}"))?),
+        };
+        // What runs, what was good, and what would boot now: whatever comes, these are there.
+        let today = self.generations.candidates(selected, &self.kernel, self.settings.policy.tries);
+        let stays = [self.running, self.generations.last_blessed(), best(&today).map(|one| one.manifest)];
+        let protected: Vec<Digest> = stays.into_iter().flatten().chain([manifest]).collect();
+        let keep = (self.settings.cache.keep as usize).saturating_sub(1);
+        make_room(&self.cache, &self.generations.known(), image, &protected, keep)?;
+        if let Some((_, bytes)) = index {
+            self.cache.commit_chunk_index(image.sha256, &bytes)?;
+        }
+        let download = Download {
+            teller: self.teller,
+            deadline: &Deadline::none(),
+            cache: &self.cache,
+            source: *source,
+            image,
+            patience,
+        };
+        download.run(&mut Report::new(""))?;
+        self.cache.commit_generation(&entry.known.generation)
+    }
+}
+
+/// What boots next from what is cached, if the machine is started as it was this time; and why that is not the newest, if it is not.
+fn next_words(candidates: &[Candidate], newest: Digest, selected: &Wanted) -> String {
+    let Some(next) = best(candidates) else {
+        return "nothing that is cached boots under the running kernel".to_owned();
+    };
+    if next.manifest == newest {
+        return "it boots next".to_owned();
+    }
+    let why = match candidates.iter().find(|one| one.manifest == newest) {
+        Some(Candidate { unfit: Some(why), .. }) => why.clone(),
+        Some(Candidate { wanted: false, .. }) => format!("the command line of this boot selects {}", selected.target),
+        Some(Candidate { spent: true, .. }) => "it has no tries left".to_owned(),
+        Some(_) => "another one comes first".to_owned(),
+        None => "it is not authorised by what this boot has selected".to_owned(),
+    };
+    format!("started as this time, the machine boots {} next: {why}", next.name)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::formats::authorised::Trust;
+    use crate::select::Target;
+
+    fn candidate(number: u8, wanted: bool) -> Candidate {
+        Candidate {
+            manifest: Digest::from_bytes([number; 32]),
+            wanted,
+            unfit: None,
+            image: ImageState::Unchecked,
+            failed: None,
+            spent: false,
+            blessed: false,
+            name: format!("g{number}"),
+        }
+    }
+
+    #[test]
+    fn the_last_line_says_what_boots_next_and_why_it_is_not_the_newest() {
+        let newest = candidate(2, true);
+        let selected = Wanted {
+            target: Target::Channel("stable".parse().unwrap()),
+            trust: Trust::default(),
+            only: None,
+        };
+        let words = |newest: Candidate| next_words(&[newest.clone(), candidate(1, true)], newest.manifest, &selected);
+        assert_eq!(words(newest.clone()), "it boots next");
+        let unfit = Some("it needs the kernel 6.7".to_owned());
+        for (newest, word) in [
+            (Candidate { unfit, ..newest.clone() }, "boots g1 next: it needs the kernel 6.7"),
+            (
+                Candidate {
+                    wanted: false,
+                    ..newest.clone()
+                },
+                "this boot selects channel stable",
+            ),
+            (
+                Candidate {
+                    spent: true,
+                    ..newest.clone()
+                },
+                "no tries left",
+            ),
+        ] {
+            assert!(words(newest.clone()).contains(word), "{}", words(newest));
+        }
+        assert!(next_words(&[], newest.manifest, &selected).contains("nothing that is cached boots"));
+    }
+}
