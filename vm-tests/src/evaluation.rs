@@ -58,9 +58,10 @@ pub fn run(workspace: &Workspace) -> Result<Vec<(String, Option<String>)>> {
     let old = parse_version(&version).with_context(|| format!("reading the version in «{}»", version.trim()))? < OLDEST;
     let mut here = Tool::new("sh", LIMIT).arg(SCRIPT).current_dir(workspace.root());
     if let Some(lib) = &lib {
-        // What the module builds is built as well: that takes the program that publishes.
+        // What the module builds is built as well, and its configurations are read: that takes the programs.
         here = here
             .env("NIXPKGS_LIB", lib)
+            .env("FRESHROOT", build::plain_agent(workspace)?)
             .env("FRESHROOT_PUBLISH", build::publisher(workspace)?.program);
     }
     if old && nixpkgs.is_some() {
