@@ -59,6 +59,10 @@ in
         message = ''boot.freshroot.policy.mode is "cache-first", and there is no cache: set boot.freshroot.cache.device.'';
       }
       {
+        assertion = settings.policy.tries or 0 != 0 -> cfg.bless.enable;
+        message = "boot.freshroot.policy.tries counts boots that are not blessed, and nothing blesses them: set boot.freshroot.bless.enable = true, or policy.tries = 0.";
+      }
+      {
         assertion = settings.cache.device or null != null -> config.systemd.shutdownRamfs.enable;
         message = "The cache can only be unmounted from the shutdown ramfs: leave systemd.shutdownRamfs.enable at true.";
       }

@@ -49,8 +49,6 @@ in
           kernel.storeName = builtins.unsafeDiscardStringContext (
             baseNameOf (toString config.boot.kernelPackages.kernel)
           );
-          # Whoever blesses nothing has no tries to count.
-          policy.tries = if cfg.bless.enable then 3 else null;
           kernel.modules = if cfg.mode == "standalone" then cfg.internal.standaloneModules else null;
           fileSystems = fresh.agentFileSystems cfg.internal.agents persist;
         } cfg.settings;

@@ -85,6 +85,7 @@ rec {
     "policy.mode"
     "policy.wait"
     "policy.fetchWait"
+    "policy.tries"
     "transfer.stall"
     "transfer.connect"
     "http.caFile"
@@ -119,7 +120,6 @@ rec {
   computedNames = [
     "fileSystems"
     "kernel.storeName"
-    "policy.tries"
   ];
 
   # In docs/settings.md, but of no use in an initrd that is to stay the same from generation to generation: these belong on command lines.

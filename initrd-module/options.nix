@@ -197,6 +197,14 @@ in
       fetchWait =
         setting duration "5min"
           "Limit of a transfer, while something bootable is cached; what was received is kept.";
+      tries = mkOption {
+        type = types.nullOr (types.ints.between 0 100);
+        default = if cfg.bless.enable then 3 else null;
+        defaultText = literalExpression "if config.boot.freshroot.bless.enable then 3 else null";
+        description = ''
+          A generation that was booted so often without being blessed ({option}`boot.freshroot.bless.enable`) is used only when nothing else boots. `0` and null: tries are not counted.
+        '';
+      };
     };
 
     transfer = {

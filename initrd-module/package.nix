@@ -43,7 +43,10 @@ rustPlatform.buildRustPackage {
   buildInputs = lib.optional publish squashfs-tools-ng;
 
   # What this version of the agent can be: the module refuses the others by name.
-  passthru.modes = [ "standalone" ];
+  passthru.modes = [
+    "standalone"
+    "systemd"
+  ];
 
   # They mount, open sockets and want root: vm-tests/run has them.
   doCheck = false;

@@ -20,7 +20,6 @@
     "virtio_net"
   ];
   boot.kernelParams = [ "console=ttyS0" ];
-  users.users.root.initialHashedPassword = "";
   services.getty.autologinUser = "root";
   networking.hostName = "guest";
   system.stateVersion = lib.trivial.release;

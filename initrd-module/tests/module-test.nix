@@ -52,6 +52,8 @@ support.lines (
       url = "http://images.lan/freshroot";
       channel = "minimal";
       trustedPublicKeys = [ "lab-1:jVfuRsCOrnFIIQdQgwUVUEyB/PSpZ8ld6DIS5hxiKv4=" ];
+      # But for this one, which goes with blessing.
+      policy.tries = 3;
       cache = {
         device = "PARTLABEL=freshroot-cache";
         fsType = "ext4";
@@ -59,6 +61,15 @@ support.lines (
       kernel.storeName = "00000000000000000000000000000000-linux-6.18.1";
       fileSystems = { };
     })
+    (check "tries are counted only where boots are blessed" (
+      !(
+        (file (eval [
+          minimal
+          (freshroot { bless.enable = false; })
+        ]))
+        ? policy
+      )
+    ) "they are")
     (equal "what stands in settings wins over the option"
       (file (eval [
         minimal
@@ -68,7 +79,10 @@ support.lines (
           settings.log = "debug";
         })
       ])).policy
-      { wait = "20s"; }
+      {
+        tries = 3;
+        wait = "20s";
+      }
     )
     (equal "a CA bundle comes along only for https"
       [
@@ -312,6 +326,13 @@ support.lines (
       diskless
       (freshroot { policy.mode = "cache-first"; })
     ] "boot.freshroot.cache.device")
+    (refused "tries that nothing blesses" [
+      minimal
+      (freshroot {
+        policy.tries = 3;
+        bless.enable = false;
+      })
+    ] "boot.freshroot.bless.enable")
     (refused "a root on a disk" [
       minimal
       {

@@ -16,18 +16,35 @@ let
       system = null;
       modules = [
         (../examples + "/${name}.nix")
-        # As if the agent had every mode: what is looked at is the module.
-        (lib.optionalAttrs (lib.hasInfix "freshroot = {" (builtins.readFile (../examples + "/${name}.nix"))) {
-          boot.freshroot.internal.modes = [
-            "standalone"
-            "systemd"
-          ];
-        })
         extra
       ]
       ++ more;
     }).config;
   derivation = value: value.drvPath or "${value}";
+  # flake.nix, with nixpkgs as a flake would give it.
+  flake =
+    let
+      inputs = {
+        self = flake;
+        nixpkgs = {
+          inherit lib;
+          legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (system: import nixpkgs { inherit system; });
+        };
+      };
+    in
+    (import ../../flake.nix).outputs inputs;
+  # The template, as a user's flake that has ours among its inputs.
+  template =
+    let
+      self = (import ../template/flake.nix).outputs {
+        inherit self;
+        nixpkgs.lib = lib // {
+          nixosSystem = arguments: import (nixpkgs + "/nixos/lib/eval-config.nix") ({ system = null; } // arguments);
+        };
+        freshroot = flake;
+      };
+    in
+    self;
   outputs = [
     "image"
     "initrd"
@@ -54,10 +71,56 @@ support.lines (
     ++ lib.optionals (config ? boot.freshroot) (
       map (
         output: evaluates "NixOS: ${output} of ${name}" (derivation config.system.build.freshroot.${output})
-      ) outputs
+      ) (outputs ++ lib.optional (name == "raspberry-pi-4") "raspberryPi4")
     )
   ) names
+  ++ lib.concatMap (
+    system:
+    lib.mapAttrsToList (name: check: evaluates "NixOS: check ${name} for ${system}" check.drvPath) (
+      # The VM tests of one platform will do: they are the same.
+      lib.filterAttrs (name: _: system == "x86_64-linux" || !lib.hasPrefix "vm-" name) flake.checks.${system}
+    )
+  ) [ "x86_64-linux" "aarch64-linux" ]
   ++ [
+    (support.equal "NixOS: every example is a check"
+      (lib.sort lib.lessThan (
+        lib.concatMap (
+          system: map (lib.removePrefix "example-") (lib.filter (lib.hasPrefix "example-") (lib.attrNames flake.checks.${system}))
+        ) [ "x86_64-linux" "aarch64-linux" ]
+      ))
+      names
+    )
+    (support.equal "NixOS: every behaviour has a VM test"
+      (lib.filter (name: !(flake.checks.x86_64-linux ? "vm-${name}")) [
+        "cold"
+        "warm"
+        "server-down"
+        "corrupt"
+        "persistent"
+        "rollback"
+      ])
+      [ ]
+    )
+    (evaluates "NixOS: the flake's apps" (map (app: app.program) (lib.attrValues flake.apps.x86_64-linux)))
+    (evaluates "NixOS: the flake's packages" (
+      map (system: map (one: one.drvPath) (lib.attrValues flake.packages.${system})) [ "x86_64-linux" "aarch64-linux" ]
+    ))
+    (
+      let
+        pkgs = import nixpkgs {
+          system = "x86_64-linux";
+          overlays = [ flake.overlays.default ];
+        };
+      in
+      support.equal "NixOS: the overlay's agent is the flake's, and static" [
+        pkgs.freshroot.drvPath
+        pkgs.freshroot.stdenv.hostPlatform.isStatic
+      ] [
+        flake.packages.x86_64-linux.freshroot.drvPath
+        true
+      ]
+    )
+    (evaluates "NixOS: the template" template.packages.x86_64-linux.served.drvPath)
     (
       let
         fresh = import ../lib.nix;

@@ -1,6 +1,12 @@
 # What system.build.freshroot and fleet build, built for real by way of machine-pkgs.nix, from a toplevel that has the shape of NixOS's: the scripts in them
-# run, freshroot-publish takes what they give it, and what comes out is looked at. The result is a file of lines that begin with «ok» or «FAILED».
-{ lib, publish }:
+# run, freshroot-publish takes what they give it, and what comes out is looked at; the agent reads the configuration of every example, and plans a boot.
+# The result is a file of lines that begin with «ok» or «FAILED».
+{
+  lib,
+  # The two programs.
+  agent,
+  publish,
+}:
 let
   pkgs = import ./machine-pkgs.nix { inherit lib publish; };
   kernel = pkgs.runCommand "linux-6.18.1" { } ''
@@ -75,6 +81,34 @@ let
   # The same system with another file in it.
   later = host "one" "3" [ { boot.freshroot.image.followChannel = true; } ];
   of = host: host.config.system.build.freshroot;
+  # What the agent is given by each example.
+  examples =
+    map
+      (
+        name:
+        let
+          config =
+            (lib.evalModules {
+              modules = [
+                ./stubs.nix
+                (../examples + "/${name}.nix")
+              ];
+            }).config;
+        in
+        {
+          inherit name;
+          inherit (config.boot.freshroot) mode;
+          file = pkgs.writeText "config.json" config.boot.freshroot.internal.configFile;
+        }
+      )
+      [
+        "diskless"
+        "home-staker"
+        "homestakeros-migration"
+        "minimal"
+        "netboot-migration"
+        "raspberry-pi-4"
+      ];
   fleet = import ../fleet.nix {
     inherit lib;
     inherit (pkgs) runCommand writeText;
@@ -160,6 +194,27 @@ in
     is "the Raspberry Pi's folder has firmware" test -s "$pi/RPI_EFI.fd"
     is "the Raspberry Pi's folder has iPXE" test -s "$pi/ipxe.efi"
     is "the Raspberry Pi's script goes on with the channel" has "netboot/one.ipxe" "$pi/autoexec.ipxe"
+
+    # Refusals have exit code 1; a word of ours that the agent does not know is a warning.
+    mkdir -p machine/proc/sys/kernel
+    echo 6.18.1 >machine/proc/sys/kernel/osrelease
+    plan() {
+      ${agent} plan --mode "$1" --root machine --config "$2" --cmdline "$cmdline" >planned 2>&1 || { cat planned; return 1; }
+      if grep -i warning planned; then return 1; fi
+    }
+    cmdline=${
+      lib.escapeShellArg (
+        (import ../lib.nix).commandLine
+          { system = "/nix/store/00000000000000000000000000000000-nixos-system-x"; }
+          [ "console=ttyS0" ]
+      )
+    }
+    ${lib.concatMapStrings (example: ''
+      is "the agent plans a boot of ${example.name}" plan ${example.mode} ${example.file}
+    '') examples}
+    cmdline="$cmdline freshroot.no.such=1"
+    unseen() { ! plan "$@"; }
+    is "a word that the agent does not know would be seen" unseen systemd ${(lib.head examples).file}
 
     all=${
       fleet [

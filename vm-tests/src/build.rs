@@ -56,6 +56,25 @@ fn built(program: PathBuf) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The agent in the dev profile, for what it does on the host: plans.
+pub fn plain_agent(workspace: &Workspace) -> Result<PathBuf> {
+    eprintln!("build: the agent, for the host");
+    Tool::new("cargo", LIMIT)
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "freshroot",
+            "--features",
+            "publish",
+            "--bin",
+            "freshroot",
+        ])
+        .current_dir(workspace.root())
+        .watched()?;
+    built(workspace.target().join("debug/freshroot"))
+}
+
 /// The publishing side, in the dev profile: it stays on the host.
 pub fn publisher(workspace: &Workspace) -> Result<Publisher> {
     eprintln!("build: the publishing side");
