@@ -148,6 +148,10 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Why it failed.
     pub error: Option<Failure>,
+    /// Failures in a row before this one, of this boot and of those before it: the pause doubles with each. In systemd's stage 1 another process makes it,
+    /// when the cache is unmounted already.
+    #[serde(default)]
+    pub failures_before: u32,
     /// The network.
     pub network: Option<NetworkReport>,
 }
@@ -168,6 +172,7 @@ impl Report {
             steps: Vec::new(),
             warnings: Vec::new(),
             error: None,
+            failures_before: 0,
             network: None,
         }
     }

@@ -113,6 +113,22 @@ fn of_two_at_once_the_second_leaves_at_once() {
 }
 
 #[test]
+fn the_pause_doubles_with_the_failures_that_the_boot_itself_has_counted() {
+    let mut report = Report::new(BOOT_ID);
+    report.failures_before = 3;
+    let report = String::from_utf8(report.to_json().unwrap()).unwrap();
+    boot_to(
+        0,
+        r#"{"version": 1, "onFailure": {"delay": "60s", "maxDelay": "1h"}}"#,
+        &format!(
+            "mkdir -p /run/freshroot; cat >/run/freshroot/boot.json <<'END'\n{report}END
+             /freshroot fail >/said 2>&1 &
+             until grep -q 'reboot in 480 s' /dev/console; do kill -0 $! || exit 1; sleep 0.05; done"
+        ),
+    );
+}
+
+#[test]
 fn as_pid_1_it_refuses() {
     let machine = boot_to(1, r#"{"version": 1}"#, "exec /freshroot fail 2>/said");
     assert!(read(machine.path(), "said").contains("as PID 1 the program boots"));

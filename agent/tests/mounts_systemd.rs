@@ -301,6 +301,10 @@ fn a_failure_leaves_the_reason_and_no_mount() {
         "{:#?}",
         ended.lines
     );
+    assert_eq!(
+        ended.report.failures_before, 1,
+        "the process that makes the pause has no cache to count in"
+    );
     assert!(ended.screen.contains("freshroot-failure.service"), "{}", ended.screen);
     assert_eq!(stage_1.below_sysroot(), ["/sysroot", "/sysroot/run"]);
     assert!(stage_1.is_disk_free(), "the cache stays mounted");

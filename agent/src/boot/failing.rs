@@ -33,7 +33,9 @@ impl Failing<'_> {
         let earlier = cache
             .as_deref()
             .map_or(0, |cache| reports::failures_in_a_row(cache, &report.boot_id));
-        let pause = failure::back_off(self.policy, self.failures.saturating_add(earlier));
+        // A report that is told again has counted already, with the cache that is gone now.
+        report.failures_before = report.failures_before.max(self.failures.saturating_add(earlier));
+        let pause = failure::back_off(self.policy, report.failures_before);
         let next = if self.again {
             format!("the boot is tried again in {} s (onFailure.retries)", pause.as_secs())
         } else {
