@@ -137,6 +137,7 @@ mounted, and ends; it fails where nothing can be booted. Settings come from /etc
         text: "Examples:
   freshroot plan
   freshroot plan --json | jq .decision
+  freshroot plan --mode systemd    where systemd has stage 1
   freshroot plan --cmdline 'freshroot.policy.mode=offline' --config ./config.json",
     },
     CommandHelp {

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use log::LevelFilter;
 
 use crate::boot::cache_disk::cache_folder;
+use crate::boot::fail::INITRD_RELEASE;
 use crate::boot::system::entries;
 use crate::boot::ticker::Teller;
 use crate::boot::{CACHE, Stage};
@@ -78,6 +79,10 @@ fn boot(mode: Mode, sysroot: PathBuf) -> Result<ExitCode> {
             "boot is the job of PID 1 in an initrd; a unit in systemd's stage 1 calls it with --mode systemd, and «freshroot plan» shows what it would do"
         ),
         (Mode::Systemd, 1) => bail!("PID 1 has all of stage 1 to do: leave --mode systemd out, or let systemd start this as a unit"),
+        // It writes on all consoles and over the report: not on a system that runs.
+        (Mode::Systemd, _) if !Path::new("/").join(INITRD_RELEASE).exists() => bail!(
+            "boot --mode systemd is the job of a unit in an initrd, and here is none (there is no /{INITRD_RELEASE}); «freshroot plan --mode systemd» shows what it would do"
+        ),
         (Mode::Systemd, _) => Ok(crate::boot::in_systemd::boot(sysroot)),
     }
 }

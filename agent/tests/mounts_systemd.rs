@@ -80,6 +80,7 @@ impl Stage1 {
             config[name] = value.clone();
         }
         fs::write(stage_1.path("etc/freshroot/config.json"), config.to_string()).unwrap();
+        fs::write(stage_1.path("etc/initrd-release"), "").unwrap();
         fs::write(stage_1.path("cmdline"), "root=fstab init=/nix/.freshroot/init\n").unwrap();
         fs::write(stage_1.path("console"), "").unwrap();
         fs::write(stage_1.path("consoles"), "").unwrap();
@@ -254,6 +255,17 @@ fn a_sysroot_that_nobody_mounted_is_named_with_the_remedy() {
         "{}",
         ended.screen
     );
+}
+
+#[test]
+fn on_a_system_that_runs_nothing_is_touched() {
+    let stage_1 = Stage1::with_sysroot(json!({}));
+    fs::remove_file("/etc/initrd-release").unwrap();
+    let output = stage_1.command().output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("initrd-release"), "{said}");
+    assert!(!Path::new("/run/freshroot").exists());
+    assert_eq!(fs::read("/dev/console").unwrap(), b"");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::report::{self, Failure, Outcome, Report};
 
 const LOCK: &str = "run/freshroot/fail.lock";
 /// What systemd itself looks for (systemd(1), `/etc/initrd-release`).
-const INITRD_RELEASE: &str = "etc/initrd-release";
+pub const INITRD_RELEASE: &str = "etc/initrd-release";
 /// systemd answers at once or is in trouble itself; the list is a help, not a need.
 const LIST_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks at the program that lists.
