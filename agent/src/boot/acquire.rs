@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use super::Stage;
-use super::deadline::Deadline;
+use super::deadline::{Deadline, NO_DEADLINE};
 use super::download::{Download, verify_cached};
 use super::generations::{Generations, seconds_now};
 use super::online::Online;
@@ -27,9 +27,6 @@ use crate::verify::{BootImage, accept_by_size};
 
 /// What to do when nothing can be had.
 const REMEDY: &str = "check the server and the network, that the release is signed by a key of trustedPublicKeys, and that an image for this kernel is published";
-
-/// Where nobody ends a boot.
-static NO_DEADLINE: Deadline = Deadline::none();
 
 /// What is ready to be booted.
 pub struct Acquired {
@@ -278,13 +275,13 @@ impl<'a> Acquire<'a> {
         self.hurried = self.bootable().is_some();
         let limit = if self.hurried { policy.wait } else { policy.fetch_wait };
         log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
-        self.deadline.waiting_for(limit);
         let deadline = Instant::now() + limit;
         let source = Source {
             client: self.online.client(deadline, report)?,
             mirrors: &self.settings.urls,
         };
-        self.generations.ask(&source, self.wanted, deadline, self.disk.as_ref())
+        let ask = || self.generations.ask(&source, self.wanted, deadline, self.disk.as_ref());
+        self.deadline.moved_within(limit, ask)
     }
 
     fn verify(&self, digest: Digest) -> Result<BootImage> {
@@ -322,7 +319,6 @@ impl<'a> Acquire<'a> {
             deadline: bootable.is_some().then(|| Instant::now() + self.settings.policy.fetch_wait),
             without_progress: self.settings.policy.fetch_wait,
         };
-        self.deadline.waiting_for(patience.without_progress);
         let network_limit = patience
             .deadline
             .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);

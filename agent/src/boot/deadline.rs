@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// A unit file is no longer than this.
 const LONGEST: u64 = 1 << 20;
 
+/// Where nobody else ends a boot.
+pub static NO_DEADLINE: Deadline = Deadline::none();
+
 /// The end of stage 1, if there is one.
 #[derive(Debug)]
 pub struct Deadline(Option<Movable>);
@@ -56,11 +59,11 @@ struct Limit {
 }
 
 impl Limit {
-    /// The new end if the agent is known to be well until `until`: none while at least half of the margin follows that.
-    fn moved(self, until: Duration) -> Option<Self> {
-        let kept = until.saturating_add(self.margin / 2) <= self.ends;
+    /// The new end if the agent is well at the time `now`: none while at least half of the margin is left.
+    fn moved(self, now: Duration) -> Option<Self> {
+        let kept = now.saturating_add(self.margin / 2) <= self.ends;
         (!kept).then(|| Self {
-            ends: until.saturating_add(self.margin),
+            ends: now.saturating_add(self.margin),
             ..self
         })
     }
@@ -93,13 +96,29 @@ impl Deadline {
         }))
     }
 
-    /// Does `work`, and looks every few seconds whether it got further: only then is it given time.
+    /// Does `work`, which is given time as long as it gets further: looked at every few seconds.
     pub fn moved_by<T>(&self, progress: &Progress, work: impl FnOnce() -> T) -> T {
-        if self.0.is_none() {
-            return work();
-        }
-        let (ended, changed) = (Mutex::new(false), Condvar::new());
         let mut before = progress.done();
+        let got_further = move || {
+            let now = progress.done();
+            let further = now > before;
+            before = now;
+            further
+        };
+        self.moved_while(got_further, work)
+    }
+
+    /// Does `work`, a wait that ends by itself within `limit`, and is given time so long: waiting is no hanging.
+    pub fn moved_within<T>(&self, limit: Duration, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        self.moved_while(move || started.elapsed() <= limit, work)
+    }
+
+    fn moved_while<T>(&self, mut well: impl FnMut() -> bool + Send, work: impl FnOnce() -> T) -> T {
+        let Some(movable) = &self.0 else {
+            return work();
+        };
+        let (ended, changed) = (Mutex::new(false), Condvar::new());
         std::thread::scope(|scope| {
             let watch = || {
                 let mut guard = ended.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,11 +126,9 @@ impl Deadline {
                     if !*guard {
                         (guard, _) = changed.wait_timeout(guard, LOOK).unwrap_or_else(PoisonError::into_inner);
                     }
-                    let now = progress.done();
-                    if now > before {
-                        self.waiting_for(Duration::ZERO);
+                    if well() {
+                        movable.well_at(since_start());
                     }
-                    before = now;
                     if *guard {
                         return;
                     }
@@ -126,21 +143,18 @@ impl Deadline {
             result
         })
     }
+}
 
-    /// The agent waits for something, and at most so long: a wait that has its own end is no hang.
-    pub fn waiting_for(&self, limit: Duration) {
-        let now = clock_gettime(ClockId::Monotonic);
-        let now = Duration::try_from(now).unwrap_or_default();
-        if let Some(movable) = &self.0 {
-            movable.well_until(now.saturating_add(limit));
-        }
-    }
+/// As the job's begin is counted.
+fn since_start() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
 }
 
 impl Movable {
-    fn well_until(&self, until: Duration) {
+    /// The agent is well at this time.
+    fn well_at(&self, now: Duration) {
         let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(moved) = limit.and_then(|limit| limit.moved(until)) else {
+        let Some(moved) = limit.and_then(|limit| limit.moved(now)) else {
             return;
         };
         match self.write(moved.ends) {
@@ -248,7 +262,7 @@ mod tests {
 
     #[test]
     fn the_end_is_moved_when_less_than_half_of_the_limit_would_be_left() {
-        for (ends, margin, until, moved) in [
+        for (ends, margin, now, moved) in [
             // A warm boot, and one that waits a while for its disk and its network.
             (1800, 1800, 3, None),
             (1800, 1800, 80, None),
@@ -258,8 +272,6 @@ mod tests {
             (1800, 1800, 901, Some(2701)),
             (2701, 1800, 1801, None),
             (2701, 1800, 1802, Some(3602)),
-            // A wait that is longer than all that is left.
-            (60, 60, 600, Some(660)),
             // Past the end, and nobody rebooted: the job is over, or not begun.
             (60, 60, 61, Some(121)),
         ] {
@@ -271,7 +283,7 @@ mod tests {
                 ends: seconds(ends),
                 ..limit
             });
-            assert_eq!(limit.moved(seconds(until)), expected, "{ends} {margin} {until}");
+            assert_eq!(limit.moved(seconds(now)), expected, "{ends} {margin} {now}");
         }
     }
 
@@ -321,9 +333,9 @@ mod tests {
             Ok(())
         };
         let deadline = Deadline::with(root.path(), count).0.unwrap();
-        for (until, reloads) in [(1, 0), (300, 0), (301, 1), (302, 1), (601, 1), (602, 2)] {
-            deadline.well_until(seconds(until));
-            assert_eq!(RELOADS.load(Ordering::Relaxed), reloads, "at {until}");
+        for (now, reloads) in [(1, 0), (300, 0), (301, 1), (302, 1), (601, 1), (602, 2)] {
+            deadline.well_at(seconds(now));
+            assert_eq!(RELOADS.load(Ordering::Relaxed), reloads, "at {now}");
         }
         assert_eq!(configured(root.path()), Some(seconds(1202)));
         let folder = root.path().join(DROP_IN);
@@ -345,6 +357,18 @@ mod tests {
         assert!(!given(), "nothing was done");
         deadline.moved_by(&progress, || progress.add(1));
         assert!(given());
+        fs::remove_file(root.path().join(DROP_IN)).unwrap();
+        let over = Instant::now();
+        let limit = Duration::from_millis(20);
+        Deadline::with(root.path(), || Ok(())).moved_within(limit, || {
+            // Hangs where it should have ended.
+            while over.elapsed() <= limit {
+                std::thread::yield_now();
+            }
+        });
+        assert!(!given(), "its own limit was over");
+        Deadline::with(root.path(), || Ok(())).moved_within(LOOK, || ());
+        assert!(given());
     }
 
     #[test]
@@ -354,7 +378,7 @@ mod tests {
         for unit in ["", "[Unit]\nJobTimeoutSec=1\n"] {
             fs::create_dir_all(root.path().join("etc/systemd/system")).unwrap();
             fs::write(root.path().join("etc/systemd/system/initrd.target"), unit).unwrap();
-            Deadline::with(root.path(), none).waiting_for(Duration::ZERO);
+            Deadline::with(root.path(), none).moved_within(LOOK, || ());
             assert!(!root.path().join("run").exists());
         }
     }

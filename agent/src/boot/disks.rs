@@ -85,7 +85,7 @@ impl<'a> Disks<'a> {
         let started = Instant::now();
         let mut told = started;
         let (loader, root, stage) = (&mut self.loader, &self.root, self.stage);
-        let found = wait_for(root, &name, started + limit, &mut self.events, &mut |progress| match progress {
+        let mut on_progress = |progress: Progress<'_>| match progress {
             Progress::Event(_) | Progress::Overrun if stage.mode == Mode::Systemd => {}
             Progress::Event(event) => {
                 if let Some(alias) = event.new_modalias() {
@@ -98,7 +98,6 @@ impl<'a> Disks<'a> {
                 }
             }
             Progress::Looked(_) => {
-                stage.deadline.waiting_for(limit.saturating_sub(started.elapsed()));
                 if told == started || told.elapsed() >= TELL_AFTER {
                     told = Instant::now();
                     log::info!(
@@ -107,8 +106,10 @@ impl<'a> Disks<'a> {
                     );
                 }
             }
-        })?;
-        Ok(found)
+        };
+        let events = &mut self.events;
+        let wait = || wait_for(root, &name, started + limit, events, &mut on_progress);
+        Ok(stage.deadline.moved_within(limit, wait)?)
     }
 
     /// Loads a module, or does without it: the kernel may have it built in, and what needs it says so.

@@ -55,8 +55,8 @@ impl Failing<'_> {
             Err(error) => log::warn!("{} stays mounted: {error}", cache.display()),
         }
         if self.again {
-            self.stage.deadline.waiting_for(pause);
-            failure::pause(root, pause, "the next try");
+            let wait = || failure::pause(root, pause, "the next try");
+            self.stage.deadline.moved_within(pause, wait);
         }
         pause
     }

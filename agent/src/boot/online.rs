@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::deadline::Deadline;
+use super::deadline::{Deadline, NO_DEADLINE};
 use crate::http::{Client, Limits};
 use crate::net::systems::wait_for_systems;
 use crate::net::{Family, Mac, NetError, NetSettings, Network, Summary};
@@ -32,7 +32,7 @@ impl Up {
 /// The network and the client that uses it.
 pub struct Online<'a> {
     settings: &'a Settings,
-    deadline: Option<&'a Deadline>,
+    deadline: &'a Deadline,
     network: Option<Up>,
     client: Option<Client>,
 }
@@ -42,7 +42,7 @@ impl<'a> Online<'a> {
     pub fn new(settings: &'a Settings) -> Self {
         Self {
             settings,
-            deadline: None,
+            deadline: &NO_DEADLINE,
             network: None,
             client: None,
         }
@@ -51,10 +51,7 @@ impl<'a> Online<'a> {
     /// `deadline` is told while the network is waited for.
     #[must_use]
     pub fn within(self, deadline: &'a Deadline) -> Self {
-        Self {
-            deadline: Some(deadline),
-            ..self
-        }
+        Self { deadline, ..self }
     }
 
     /// The client; brings the network up first, or waits for it, until `deadline`, if it is not up.
@@ -70,15 +67,14 @@ impl<'a> Online<'a> {
                 report.warn(oddity);
             }
             let limit = deadline.min(Instant::now() + self.settings.network.wait);
-            if let Some(end) = self.deadline {
-                end.waiting_for(limit.saturating_duration_since(Instant::now()));
-            }
+            let end = self.deadline;
             let network = report.step("network", |_| -> Result<Up, NetError> {
                 let mut observe = |line: &str| log::info!("network: {line}");
-                match by {
+                let up = || match by {
                     NetworkBy::Agent => Network::bring_up(&settings, limit, &mut observe).map(Up::Own),
                     NetworkBy::System => wait_for_systems(&settings, limit, &mut observe).map(Up::Systems),
-                }
+                };
+                end.moved_within(limit.saturating_duration_since(Instant::now()), up)
             });
             self.network = Some(network.map_err(|error| format!("no network: {error}: {}", error.remedy()))?);
         }
