@@ -19,6 +19,21 @@ let
     else
       { system = builtins.unsafeDiscardStringContext (toString toplevel); };
 
+  # Options of freshroot-publish that say how this system is published.
+  publishing = lib.escapeShellArgs (
+    [
+      "--channel"
+      channel
+      "--kernel-params"
+      kernelParams
+    ]
+    ++ lib.optional cfg.image.followChannel "--channel-mode"
+    ++ lib.optionals (cfg.image.servedUrl != null) [
+      "--url"
+      cfg.image.servedUrl
+    ]
+  );
+
   # A derivation that only holds what it was made from: the image names thousands of store paths that it does not need.
   selfContained =
     name: attributes: script:
@@ -88,13 +103,8 @@ in
             nativeBuildInputs = [ cfg.publishPackage ];
           }
           ''
-            ${publish} image ${build.image}/store.squashfs --out "$out" --channel ${channel} --unsigned \
-              --kernel ${build.kernel} --initrd ${build.initrd}/initrd \
-              --kernel-params ${lib.escapeShellArg kernelParams} \
-              ${lib.optionalString cfg.image.followChannel "--channel-mode"} \
-              ${lib.optionalString (
-                cfg.image.servedUrl != null
-              ) "--url ${lib.escapeShellArg cfg.image.servedUrl}"}
+            ${publish} image ${build.image}/store.squashfs --out "$out" --unsigned \
+              --kernel ${build.kernel} --initrd ${build.initrd}/initrd ${publishing}
             cp ${
               pkgs.writeText "netboot.ipxe" (
                 fresh.ipxeEntry {
@@ -108,6 +118,27 @@ in
               ${byMac}
               cp ${pkgs.writeText "hosts.json" (fresh.hostsJson hosts)} "$out/hosts.json"
             ''}
+          '';
+
+      # Publishes into a folder that is being served: signed at once, the serial of the channel one higher, and whole at every moment.
+      publish =
+        pkgs.runCommand "freshroot-publish-${channel}"
+          {
+            preferLocalBuild = true;
+            meta.mainProgram = "publish";
+          }
+          ''
+            mkdir -p "$out/bin"
+            cat > "$out/bin/publish" <<'END'
+            #!/bin/sh
+            # publish FOLDER --key FILE [more options of «freshroot-publish image»]
+            set -eu
+            folder=''${1:?which folder is served? publish FOLDER --key FILE}
+            shift
+            ${publish} image ${build.image}/store.squashfs --out "$folder" \
+              --kernel ${build.kernel} --initrd ${build.initrd}/initrd ${publishing} "$@"
+            END
+            chmod +x "$out/bin/publish"
           '';
 
       manifest = pkgs.runCommand "freshroot-manifest.json" { preferLocalBuild = true; } ''

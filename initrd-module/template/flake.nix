@@ -21,7 +21,8 @@
               channel = "host";
               # nix run github:freshroot/freshroot#publish -- keygen lab-1 --out keys
               trustedPublicKeys = [ "lab-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" ];
-              cache.device = "PARTLABEL=freshroot-cache";
+              # mkfs.ext4 -L freshroot-cache /dev/…, on the host.
+              cache.device = "LABEL=freshroot-cache";
             };
             boot.initrd.systemd.enable = true;
             networking.hostName = "host";
@@ -30,7 +31,9 @@
           }
         ];
       };
-      # nix build .#served, cp -r --no-preserve=mode result/. /srv/freshroot, freshroot-publish sign /srv/freshroot --key keys/lab-1.secret
-      packages.x86_64-linux.served = self.nixosConfigurations.host.config.system.build.freshroot.served;
+      packages.x86_64-linux = {
+        # nix run .#publish -- /srv/freshroot --key keys/lab-1.secret
+        inherit (self.nixosConfigurations.host.config.system.build.freshroot) publish kexecTree isoImage;
+      };
     };
 }

@@ -54,6 +54,7 @@ let
     "kexecTree"
     "manifest"
     "pixiecore"
+    "publish"
     "served"
   ];
   evaluates =
@@ -120,7 +121,7 @@ support.lines (
         true
       ]
     )
-    (evaluates "NixOS: the template" template.packages.x86_64-linux.served.drvPath)
+    (evaluates "NixOS: the template" (map (one: one.drvPath) (lib.attrValues template.packages.x86_64-linux)))
     (
       let
         fresh = import ../lib.nix;

@@ -175,6 +175,21 @@ in
     { cpio --quiet -itv; cpio --quiet -itv; cpio --quiet -itv; } <padded >archives
     for what in dev/console dev/null init etc/freshroot/config.json; do is "the initrd holds $what" grep -qE "[ /]$what( ->.*)?$" archives; done
 
+    # As an administrator does it: a key, the first generation, a later one into the same folder.
+    ${publish} keygen lab-1 --out . >keygen
+    serial() { sed 's/.*"payload":"\([^"]*\)".*/\1/' live/channels/one.json | head -n 1 | base64 -d; }
+    is "a generation is published and signed" ${(of first).publish}/bin/publish live --key lab-1.secret
+    serial >serial-1
+    is "its serial is 1" has '"serial":1,' serial-1
+    is "a later one goes into the same folder" ${(of later).publish}/bin/publish live --key lab-1.secret
+    serial >serial-2
+    is "its serial is 2" has '"serial":2,' serial-2
+    is "both images are there" test "$(ls live/images/*.squashfs | wc -l)" = 2
+    is "without a folder it says what it wants" sh -c '! "$1" 2>said && grep -q "which folder" said' sh ${(of first).publish}/bin/publish
+    # What the sandbox made can be signed as well.
+    cp -r --no-preserve=mode "$served" copied
+    is "the folder that Nix built can be copied and signed" ${publish} sign copied --key lab-1.secret
+
     tree=${(of first).kexecTree}
     is "kexecTree has the kernel" cmp "$tree/bzImage" "$kernel"
     is "kexecTree has the initrd" cmp "$tree/initrd" "$initrd"

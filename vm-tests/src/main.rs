@@ -6,6 +6,7 @@ mod cli;
 mod command;
 mod demo;
 mod disk;
+mod docs;
 mod evaluation;
 mod initrd;
 mod lab;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::{DEFAULT_LEVEL, TestOptions};
 use crate::command::Tool;
+use crate::docs;
 use crate::evaluation;
 use crate::lab::Lab;
 use crate::layer::{self, Layer};
@@ -177,6 +178,15 @@ fn lint(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
             counts.failed += 1;
             let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             eprintln!("FAILED  {name}: {program} {}\n{err}{out}", arguments.join(" "));
+        }
+    }
+    if options.filter.as_ref().is_none_or(|text| "docs".contains(text.as_str())) {
+        let problems = docs::problems(workspace)?;
+        if problems.is_empty() {
+            counts.passed += 1;
+        } else {
+            counts.failed += 1;
+            eprintln!("FAILED  docs:\n{}", problems.join("\n"));
         }
     }
     Ok(counts)
