@@ -4,9 +4,12 @@
 
 mod support {
     #[allow(dead_code, reason = "shared with the tests of transfers")]
+    pub mod server;
+    #[allow(dead_code, reason = "shared with the tests of transfers")]
     pub mod world;
 }
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd as _;
@@ -17,6 +20,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use freshroot::formats::answer::Answer;
 use freshroot::mount::loop_device::{LoopDevice, LoopOptions};
 use freshroot::report::Report;
 use nix::sched::{CloneFlags, unshare};
@@ -25,6 +29,7 @@ use nix::unistd::Pid;
 use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
 use serde_json::{Value, json};
+use support::server::{Reply, Server};
 use support::world::{World, key, open};
 
 const TOPLEVEL: &str = "/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-nixos-system-demo";
@@ -33,11 +38,11 @@ const LIFE: Duration = Duration::from_secs(60);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-fn run(program: &str, args: &[&str]) {
+fn run(program: &str, args: &[&str]) -> String {
     match Command::new(program).args(args).output() {
-        Ok(output) if output.status.success() => {}
+        Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
         Ok(output) => panic!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr)),
-        Err(err) => panic!("this test needs {program} (squashfs-tools, e2fsprogs): {err}"),
+        Err(err) => panic!("this test needs {program} (squashfs-tools, e2fsprogs, iproute2): {err}"),
     }
 }
 
@@ -170,9 +175,9 @@ impl Stage1 {
     }
 }
 
-/// A disk with a cache that holds one generation for this machine's kernel.
-fn disk(dir: &Path) -> LoopDevice {
-    let (tree, image, disk, files) = (dir.join("tree"), dir.join("store.squashfs"), dir.join("disk"), dir.join("files"));
+/// A generation for this machine's kernel.
+fn world(dir: &Path) -> World {
+    let (tree, image) = (dir.join("tree"), dir.join("store.squashfs"));
     let toplevel = tree.join(Path::new(TOPLEVEL).file_name().unwrap());
     fs::create_dir_all(&toplevel).unwrap();
     for program in ["init", "prepare-root"] {
@@ -190,9 +195,15 @@ fn disk(dir: &Path) -> LoopDevice {
         ],
     );
     let release = rustix::system::uname().release().to_str().unwrap().to_owned();
+    World::of(fs::read(&image).unwrap(), 1, TOPLEVEL, &release)
+}
+
+/// A disk with a cache that holds it.
+fn disk(dir: &Path) -> LoopDevice {
+    let (disk, files) = (dir.join("disk"), dir.join("files"));
     let cache = files.join("freshroot");
     fs::create_dir_all(&cache).unwrap();
-    World::of(fs::read(&image).unwrap(), 1, TOPLEVEL, &release).install(&open(&cache), 1);
+    world(dir).install(&open(&cache), 1);
     File::create(&disk).unwrap().set_len(32 << 20).unwrap();
     run("mkfs.ext4", &["-q", "-d", files.to_str().unwrap(), disk.to_str().unwrap()]);
     let file = File::options().read(true).write(true).open(&disk).unwrap();
@@ -238,6 +249,55 @@ fn a_warm_boot_leaves_a_store_and_one_cache_where_stage_2_has_them() {
         std::thread::yield_now();
     }
     assert!(stage_1.is_disk_free(), "something still holds the cache disk");
+}
+
+#[test]
+fn an_image_in_ram_is_where_stage_2_has_it_and_the_network_of_the_system_is_used_and_left_alone() {
+    // A network of its own, which somebody has configured.
+    if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
+        panic!("this test needs root, for a network of its own: {errno}");
+    }
+    for words in [
+        "link set lo up",
+        "link add card type veth peer name port",
+        "link set port up",
+        "link set card up",
+        "addr add 192.0.2.7/24 dev card",
+        "route add default via 192.0.2.1",
+    ] {
+        run("ip", &words.split(' ').collect::<Vec<_>>());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path());
+    let answer = Answer::new(world.release.clone(), world.manifest.clone());
+    let files: BTreeMap<String, Vec<u8>> = [
+        ("/channels/stable.json".to_owned(), serde_json::to_vec(&answer).unwrap()),
+        (format!("/images/{}.squashfs", world.image.sha256), world.bytes.clone()),
+        (format!("/images/{}.chunks", world.image.sha256), world.index.to_bytes()),
+    ]
+    .into();
+    let server = Server::new(move |ask| Reply::honest(&files, ask));
+    let stage_1 = Stage1::with_sysroot(json!({
+        "url": server.url(), "policy": {"mode": "wait"}, "cache": {}, "network": {"by": "system"}
+    }));
+    let ended = stage_1.boot();
+    assert!(ended.status.success(), "{:#?}", ended.lines);
+    assert_eq!(ended.report.source, Some(freshroot::report::Source::Ram));
+    let network = ended.report.network.unwrap();
+    assert_eq!(
+        (network.interface.as_str(), network.addresses),
+        ("card", vec!["192.0.2.7/24".to_owned()])
+    );
+    assert!(
+        run("ip", &["addr", "show", "card"]).contains("192.0.2.7/24"),
+        "the network was touched"
+    );
+    assert_eq!(stage_1.places_of("freshroot-ram"), ["/sysroot/run/freshroot/ram"]);
+    unmount("/run", UnmountFlags::DETACH).unwrap();
+    assert_eq!(
+        fs::read(stage_1.path("sysroot").join(&TOPLEVEL[1..]).join("init")).unwrap(),
+        b"\x7fELF"
+    );
 }
 
 #[test]

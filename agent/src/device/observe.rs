@@ -336,6 +336,21 @@ mod tests {
     }
 
     #[test]
+    fn the_links_of_a_device_are_those_of_udevs_record() {
+        let root = tempfile::tempdir().unwrap();
+        device(root.path(), "virtual/md127", &[("dev", "9:127"), ("size", "8")], &squashfs());
+        let links = || observe(root.path()).unwrap().remove(0).links;
+        assert!(links().is_empty());
+        fs::create_dir_all(root.path().join("run/udev/data")).unwrap();
+        fs::write(
+            root.path().join("run/udev/data/b9:127"),
+            "S:md/data\nS:disk/by-id/md-name-x\nL:100\nI:2000000\nE:ID_FS_TYPE=squashfs\nG:systemd\n",
+        )
+        .unwrap();
+        assert_eq!(links(), [Path::new("/dev/md/data"), Path::new("/dev/disk/by-id/md-name-x")]);
+    }
+
+    #[test]
     fn a_partition_belongs_to_the_disk_whose_folder_it_is_in() {
         let root = tempfile::tempdir().unwrap();
         device(

@@ -333,6 +333,29 @@ mod tests {
     }
 
     #[test]
+    fn links_that_udev_made_are_found_and_two_that_claim_one_are_refused() {
+        let linked = |name: &str, link: &str| BlockDevice {
+            links: vec![link.into(), format!("/dev/disk/by-path/{name}").into()],
+            ..blank(name)
+        };
+        let devices = [
+            linked("sda", "/dev/disk/by-id/ata-A"),
+            linked("md127", "/dev/md/data"),
+            linked("sdb", "/dev/disk/by-id/ata-twice"),
+            linked("sdc", "/dev/disk/by-id/ata-twice"),
+        ];
+        for (name, device) in [
+            ("/dev/disk/by-id/ata-A", "sda"),
+            ("/dev/md/data", "md127"),
+            ("/dev/disk/by-path/sdc", "sdc"),
+            ("/dev/disk/by-id/ata-B", "none"),
+            ("/dev/disk/by-id/ata-twice", "ambiguous sdb sdc"),
+        ] {
+            assert_eq!(found(name, &devices), device, "{name}");
+        }
+    }
+
+    #[test]
     fn mappings_are_found_by_the_paths_that_lvm_and_the_device_mapper_make() {
         let mapping = |uuid: &str| {
             Some(Mapping {
