@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::cache::tries::{History, read_history};
+use crate::cache::tries::read_history;
 use crate::cache::{Held, held, read_generations};
 use crate::candidates::{Observed, RunningKernel, candidates, is_spent};
 use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
@@ -95,7 +95,12 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
         None => (Vec::new(), Vec::new()),
     };
     warnings.extend(left_out);
-    let history = cache.map(read_history).transpose()?.unwrap_or_else(History::default);
+    // As at a boot: what cannot be read is as if absent.
+    let history = cache.map(read_history).transpose().unwrap_or_else(|error| {
+        warnings.push(format!("tries and blessings are not looked at: {error:#}"));
+        None
+    });
+    let history = history.unwrap_or_default();
     let observed: Vec<Observed<'_>> = known
         .iter()
         .map(|one| Observed {

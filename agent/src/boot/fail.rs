@@ -49,6 +49,9 @@ pub fn fail(root: &Path, unit: Option<&str>) -> Result<()> {
         }
     };
     let (policy, settings) = read_settings();
+    if let Ok(settings) = &settings {
+        log::set_max_level(settings.log);
+    }
     let boot_id = fs::read_to_string(root.join("proc/sys/kernel/random/boot_id")).unwrap_or_default();
     let told = told(root, boot_id.trim());
     let failure = match (&settings, &told) {
