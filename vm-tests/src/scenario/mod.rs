@@ -7,6 +7,7 @@ mod fallback;
 mod kinds;
 mod memory;
 mod network;
+mod stage_2;
 pub mod warm;
 
 use anyhow::{Result, ensure};
@@ -61,6 +62,7 @@ pub fn all() -> Vec<&'static Scenario> {
         network::ALL,
         memory::ALL,
         kinds::ALL,
+        stage_2::ALL,
     ]
     .into_iter()
     .flatten()
