@@ -189,6 +189,22 @@ lib.mapAttrs (_: support.lines) (
         )
       )
     ];
+    refusals = [
+      (
+        let
+          config = eval "netboot-migration" [ (nixpkgs + "/nixos/modules/installer/netboot/netboot.nix") ];
+          refused = map (one: one.message) (lib.filter (one: !one.assertion) config.assertions);
+        in
+        support.check "NixOS: what netboot.nix mounts is refused by its name" (lib.all
+          (path: lib.any (lib.hasInfix "fileSystems.\"${path}\": boot.freshroot mounts this itself") refused)
+          [
+            "/nix/store"
+            "/nix/.ro-store"
+            "/nix/.rw-store"
+          ]
+        ) (builtins.toJSON refused)
+      )
+    ];
     command-lines = [
       (
         let
