@@ -325,6 +325,17 @@ support.lines (
       let
         config = eval [
           minimal
+          { boot.initrd.systemd.emergencyAccess = true; }
+        ];
+      in
+      check "emergencyAccess, which has no effect any more, is warned about" (
+        lib.length config.warnings == 1 && lib.hasInfix "onFailure.action" (lib.head config.warnings)
+      ) (builtins.toJSON config.warnings)
+    )
+    (
+      let
+        config = eval [
+          minimal
           { boot.initrd.secrets."/key" = ./stubs.nix; }
         ];
       in
