@@ -18,7 +18,17 @@ let
 in
 {
   config = lib.mkIf cfg.enable {
-    warnings = lib.optional (!standalone && config.boot.initrd.secrets != { }) ''
+    warnings =
+      lib.optional
+        (
+          !standalone
+          && !lib.elem config.boot.initrd.systemd.emergencyAccess [
+            false
+            null
+          ]
+        )
+        ''boot.initrd.systemd.emergencyAccess has no effect: emergency mode of the initrd leads into the failure policy. For a shell, with a time limit, set boot.freshroot.onFailure.action = "shell".''
+      ++ lib.optional (!standalone && config.boot.initrd.secrets != { }) ''
       boot.initrd.secrets: whoever can fetch the initrd of system.build.freshroot can read these, because it is served to all machines: ${lib.concatStringsSep ", " (lib.attrNames config.boot.initrd.secrets)}.
       Keep keys on a disk of the machine, in boot.freshroot.persist, which is mounted before activation.
     '';

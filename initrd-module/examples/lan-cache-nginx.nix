@@ -2,11 +2,13 @@
 {
   services.nginx = {
     enable = true;
+    # The router. Without a resolver nginx asks for the server's name when it starts, and does not start while the line is down.
+    resolver.addresses = [ "192.0.2.1" ];
     appendHttpConfig = ''
       proxy_cache_path /var/cache/nginx/freshroot levels=1:2 keys_zone=freshroot:1m max_size=40g inactive=90d use_temp_path=off;
     '';
     virtualHosts."images.lan" = {
-      # Published here: cp -r --no-preserve=mode result/. /srv/freshroot, then freshroot-publish sign.
+      # Published here: nix run .#publish -- /srv/freshroot --key lab-1.secret
       locations."/freshroot/" = {
         alias = "/srv/freshroot/";
         extraConfig = ''
@@ -19,9 +21,10 @@
       # Images are named by their digest, so they never change: slices keep Range requests, and two machines share one download.
       locations."~ ^/mirror/(images|deltas|kernels|initrds|manifests)/" = {
         extraConfig = ''
+          set $server https://images.example.org;
           rewrite ^/mirror/(.*)$ /$1 break;
           slice 8m;
-          proxy_pass https://images.example.org;
+          proxy_pass $server;
           proxy_ssl_server_name on;
           proxy_cache freshroot;
           proxy_cache_key $uri$slice_range;
@@ -33,8 +36,11 @@
       };
       # What changes is asked for each time; when the line is down the last answer is as good as the machine's own.
       locations."/mirror/".extraConfig = ''
+        set $server https://images.example.org;
         rewrite ^/mirror/(.*)$ /$1 break;
-        proxy_pass https://images.example.org;
+        proxy_pass $server;
+        # It says no-cache, and means: ask. That is what the one second does, while it can be asked.
+        proxy_ignore_headers Cache-Control Expires;
         proxy_ssl_server_name on;
         proxy_cache freshroot;
         proxy_cache_valid 200 1s;

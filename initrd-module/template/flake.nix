@@ -19,7 +19,7 @@
               enable = true;
               url = "http://images.lan/freshroot";
               channel = "host";
-              # nix run github:freshroot/freshroot#publish -- keygen lab-1 --out keys
+              # mkdir keys, nix run github:freshroot/freshroot#publish -- keygen lab-1 --out keys
               trustedPublicKeys = [ "lab-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" ];
               # mkfs.ext4 -L freshroot-cache /dev/…, on the host.
               cache.device = "LABEL=freshroot-cache";

@@ -113,12 +113,108 @@ support.lines (
         /dev/mapper/vg0-data /data xfs noatime,x-systemd.device-timeout=120s 0 2
       ''
     )
+    (equal "both readers of the initrd's fstab have the same one"
+      staker.boot.initrd.systemd.services.initrd-parse-etc.environment.SYSTEMD_SYSROOT_FSTAB.text
+      staker.boot.initrd.systemd.managerEnvironment.SYSTEMD_SYSROOT_FSTAB.text
+    )
     (equal "stage 2 does not end in emergency mode for a missing disk"
       (lib.filter (option: option == "nofail") staker.fileSystems."/data".options)
       [
         "nofail"
       ]
     )
+    (
+      let
+        register = staker.systemd.services.freshroot-register-store;
+      in
+      check "the image's store paths are registered before nix-daemon, from where nothing collects them" (
+        lib.all (unit: lib.elem unit register.before) [
+          "nix-daemon.service"
+          "nix-daemon.socket"
+          "sysinit.target"
+        ]
+        && register.serviceConfig.StandardInput == "file:/nix/.ro-store/nix-path-registration"
+        && lib.hasSuffix "nix-store --load-db" (lib.head register.serviceConfig.ExecStart)
+        && !((eval [
+          minimal
+          { nix.enable = false; }
+        ]).systemd.services ? freshroot-register-store)
+      ) (builtins.toJSON register)
+    )
+    (equal "a boot is blessed when boot-complete.target is reached, which waits for what is asked for"
+      [
+        staker.systemd.services.freshroot-bless.requires
+        (lib.elem "boot-complete.target" staker.systemd.services.freshroot-bless.after)
+        staker.systemd.targets.boot-complete.requires
+        staker.systemd.targets.boot-complete.after
+        ((eval [
+          minimal
+          (freshroot { bless.enable = false; })
+        ]).systemd.services ? freshroot-bless)
+      ]
+      [
+        [ "boot-complete.target" ]
+        true
+        [ "lighthouse-validator.service" ]
+        [ "lighthouse-validator.service" ]
+        false
+      ]
+    )
+    (equal "the cache is refreshed by a timer where a boot does not ask"
+      (map
+        (config: [
+          (config.systemd.timers ? freshroot-fetch)
+          (lib.hasSuffix "freshroot fetch" (config.systemd.services.freshroot-fetch.serviceConfig.ExecStart or ""))
+        ])
+        [
+          staker
+          (eval [ minimal ])
+        ]
+      )
+      [
+        [
+          true
+          true
+        ]
+        [
+          false
+          false
+        ]
+      ]
+    )
+    (check "the cache is unmounted from the shutdown ramfs, and by nobody before" (
+      staker.systemd.shutdownRamfs.enable
+      &&
+        lib.all
+          (
+            name:
+            staker.systemd.units.${name}.overrideStrategy == "asDropin"
+            && lib.hasInfix "DefaultDependencies=no" staker.systemd.units.${name}.text
+          )
+          [
+            "nix-.ro\\x2dstore.mount"
+            "nix-.rw\\x2dstore.mount"
+            "run-freshroot-cache.mount"
+          ]
+    ) (builtins.toJSON (lib.attrNames staker.systemd.units)))
+    (refused "a cache without the shutdown ramfs" [
+      minimal
+      { systemd.shutdownRamfs.enable = false; }
+    ] "systemd.shutdownRamfs.enable")
+    (equal "the running system has the initrd's configuration, for fetch and plan"
+      (builtins.fromJSON staker.environment.etc."freshroot/config.json".text)
+      (file staker)
+    )
+    (check "failures lead into the policy, and the policy's own into a reboot" (
+      (unit staker).onFailure == [ "freshroot-failure.service" ]
+      && staker.boot.initrd.systemd.services.freshroot-failure.onFailure == [ "freshroot-last-resort.service" ]
+      && staker.boot.initrd.systemd.services.emergency.onFailure == [ "freshroot-last-resort.service" ]
+      && lib.hasSuffix "fail --unit emergency.service" (
+        lib.last staker.boot.initrd.systemd.services.emergency.serviceConfig.ExecStart
+      )
+      && staker.boot.initrd.systemd.services.freshroot-last-resort.unitConfig.SuccessAction == "reboot-force"
+      && staker.boot.initrd.systemd.targets.initrd.unitConfig.JobTimeoutAction == "reboot-force"
+    ) (builtins.toJSON staker.boot.initrd.systemd.services))
     (equal "services that need a disk are tied to its check"
       staker.systemd.services.freshroot-persist-data.requiredBy
       [
@@ -229,6 +325,17 @@ support.lines (
       let
         config = eval [
           minimal
+          { boot.initrd.systemd.emergencyAccess = true; }
+        ];
+      in
+      check "emergencyAccess, which has no effect any more, is warned about" (
+        lib.length config.warnings == 1 && lib.hasInfix "onFailure.action" (lib.head config.warnings)
+      ) (builtins.toJSON config.warnings)
+    )
+    (
+      let
+        config = eval [
+          minimal
           { boot.initrd.secrets."/key" = ./stubs.nix; }
         ];
       in
@@ -270,6 +377,20 @@ support.lines (
         "/lib"
       ]
     )
+    (equal "a standalone initrd has a CA bundle where a URL begins with https"
+      (map (one: one.target)
+        (eval [
+          diskless
+          (freshroot { url = lib.mkForce "https://images.example.org"; })
+        ]).system.build.freshroot.initrd.contents
+      )
+      [
+        "/init"
+        "/etc/freshroot/config.json"
+        "/lib"
+        "/etc/freshroot/ca-bundle.crt"
+      ]
+    )
     (check "a cache of unknown type brings all that the agent mounts" (lib.all
       (
         module:
@@ -295,6 +416,15 @@ support.lines (
             fsType = "ext4";
             options = [ "noatime" ];
           };
+          # As disko flattens a subvolume.
+          fileSystems."/var/lib" = {
+            device = "/dev/disk/by-partlabel/disk-main-state";
+            fsType = "btrfs";
+            options = [
+              "defaults"
+              "subvol=/lib"
+            ];
+          };
           fileSystems."/srv".device = "/dev/sdb1";
         }
       ])).fileSystems
@@ -303,6 +433,14 @@ support.lines (
           device = "/dev/disk/by-partlabel/disk-main-log";
           fsType = "ext4";
           options = [ "noatime" ];
+        };
+        "/var/lib" = {
+          device = "/dev/disk/by-partlabel/disk-main-state";
+          fsType = "btrfs";
+          options = [
+            "defaults"
+            "subvol=/lib"
+          ];
         };
       }
     )

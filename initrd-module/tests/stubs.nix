@@ -47,6 +47,7 @@ in
         systemd = {
           enable = bool false;
           root = any "fstab";
+          emergencyAccess = any false;
           network.enable = bool false;
           storePaths = list;
           contents = unit;

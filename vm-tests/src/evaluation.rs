@@ -19,9 +19,9 @@ const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(30 * 60);
 const SCRIPT: &str = "initrd-module/tests/run";
 /// The oldest Nix that a whole nixpkgs takes.
 const OLDEST: (u32, u32) = (2, 18);
-/// Debian's release with a newer one, and what the script needs there.
+/// Debian's release with a newer one.
 const SUITE: &str = "trixie";
-const INCLUDE: &str = "cpio,nix-bin";
+const INCLUDE: &str = "nix-bin";
 
 /// In a mount namespace of its own: `$1` is the root; then folders and files that it shall see, read-only, up to `--`; then the command.
 const ENTER: &str = r#"
