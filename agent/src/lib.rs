@@ -15,6 +15,7 @@ pub mod device;
 pub mod digest;
 pub mod failure;
 pub mod fetch;
+pub mod foreign;
 pub mod formats;
 pub mod handover;
 pub mod http;
