@@ -24,7 +24,6 @@ pub mod mode;
 pub mod mount;
 pub mod net;
 pub mod plan;
-#[cfg(feature = "publish")]
 pub mod publish;
 pub mod report;
 mod run;
