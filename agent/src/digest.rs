@@ -5,6 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::foreign;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -92,7 +93,7 @@ impl FromStr for Digest {
     type Err = NotADigest;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let not = || NotADigest(text.chars().take(80).collect());
+        let not = || NotADigest(foreign::word(text));
         let digits = text.as_bytes();
         if digits.len() != 64 {
             return Err(not());

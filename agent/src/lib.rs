@@ -15,6 +15,7 @@ pub mod device;
 pub mod digest;
 pub mod failure;
 pub mod fetch;
+pub mod foreign;
 pub mod formats;
 pub mod handover;
 pub mod http;
@@ -23,7 +24,6 @@ pub mod mode;
 pub mod mount;
 pub mod net;
 pub mod plan;
-#[cfg(feature = "publish")]
 pub mod publish;
 pub mod report;
 mod run;

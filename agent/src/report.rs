@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::foreign;
 use crate::formats::manifest::InitKind;
 use crate::store_path::StorePath;
 
@@ -212,12 +213,13 @@ impl Report {
         struct Version {
             version: u64,
         }
-        let Version { version } = serde_json::from_str(text)?;
+        let malformed = |error: serde_json::Error| anyhow!("the report is malformed: {}", foreign::sentence(&error.to_string()));
+        let Version { version } = serde_json::from_str(text).map_err(malformed)?;
         ensure!(
             version == 1,
             "the report has version {version}, this program knows version 1: use the freshroot that is as new as the one in the initrd"
         );
-        Ok(serde_json::from_str(text)?)
+        serde_json::from_str(text).map_err(malformed)
     }
 
     /// The report as a file holds it.

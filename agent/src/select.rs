@@ -5,6 +5,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use crate::digest::Digest;
+use crate::foreign;
 use crate::formats::Refusal;
 use crate::formats::answer::Question;
 use crate::formats::authorised::{Authorised, Trust};
@@ -116,6 +117,7 @@ pub fn select(settings: &Settings, mode: Mode) -> Result<(Wanted, Vec<String>), 
     let by_init = match &settings.init {
         InitWord::Toplevel(toplevel) => Some(toplevel),
         InitWord::Other(program) => {
+            let program = foreign::word(program);
             oddities.push(match mode {
                 Mode::Standalone => format!("init={program} names no system (/nix/store/<hash>-<name>/init does): it is ignored"),
                 Mode::Systemd => {

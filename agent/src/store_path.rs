@@ -5,6 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::foreign;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Where a store is mounted.
@@ -36,7 +37,7 @@ impl std::error::Error for NotAStorePath {}
 impl StorePath {
     /// The path of a store object named by the first component, `<hash>-<name>`.
     pub fn from_store_name(name: &str) -> Result<Self, NotAStorePath> {
-        let refused = || NotAStorePath(name.chars().take(120).collect());
+        let refused = || NotAStorePath(foreign::word(name));
         let (hash, rest) = name.split_at_checked(HASH_LENGTH).ok_or_else(refused)?;
         let rest = rest.strip_prefix('-').ok_or_else(refused)?;
         let name_fits = !rest.is_empty() && rest.len() <= NAME_LIMIT && !rest.starts_with('.') && rest.bytes().all(is_name_byte);
@@ -83,8 +84,8 @@ impl FromStr for StorePath {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let name = text.strip_prefix(STORE).and_then(|rest| rest.strip_prefix('/'));
         match name {
-            Some(name) => Self::from_store_name(name).map_err(|_| NotAStorePath(text.chars().take(120).collect())),
-            None => Err(NotAStorePath(text.chars().take(120).collect())),
+            Some(name) => Self::from_store_name(name).map_err(|_| NotAStorePath(foreign::word(text))),
+            None => Err(NotAStorePath(foreign::word(text))),
         }
     }
 }

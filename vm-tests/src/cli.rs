@@ -12,11 +12,11 @@ Boots freshroot in QEMU.
 
   vm-tests/run demo [--level N]     two generations of a real system: cold, warm, updated, and after a power cut
   vm-tests/run test [options]       all tests, from unit tables to boots
-      --layer NAME                  only this layer: lint, unit, properties, golden, http, kills, mounts, module, boots; may be repeated
+      --layer NAME                  only this layer: lint, unit, properties, golden, http, kills, mounts, module, fuzz, boots; may be repeated
       --filter TEXT                 only tests whose name contains TEXT
       --nightly                     also what takes long
-      --seed N                      seed of the property tests
-      --jobs N                      virtual machines at a time (1 or 2; else as many as memory allows)
+      --seed N                      seed of the property tests and of the fuzzers
+      --jobs N                      virtual machines or fuzzers at a time (1 or 2; else as many as memory allows)
   vm-tests/run bench [--pairs N]    figures: paired runs, medians; docs/performance.md says what they mean
       --only PART                   only these: size, transfer, boot
   vm-tests/run help                 this text
@@ -54,9 +54,9 @@ pub struct TestOptions {
     pub filter: Option<String>,
     /// Whether long ones run too.
     pub nightly: bool,
-    /// Seed of the property tests.
+    /// Seed of the property tests and of the fuzzers.
     pub seed: Option<u64>,
-    /// Machines at a time.
+    /// Machines, or fuzzers, at a time.
     pub jobs: Option<usize>,
 }
 

@@ -25,13 +25,15 @@ pub enum Layer {
     Mounts,
     /// The NixOS module: parsed and evaluated.
     Module,
+    /// Fuzzers on every parser of bytes from outside.
+    Fuzz,
     /// Virtual machines.
     Boots,
 }
 
 impl Layer {
     /// In the order in which they run.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Lint,
         Self::Unit,
         Self::Properties,
@@ -40,6 +42,7 @@ impl Layer {
         Self::Kills,
         Self::Mounts,
         Self::Module,
+        Self::Fuzz,
         Self::Boots,
     ];
 
@@ -59,6 +62,7 @@ impl Layer {
             Self::Kills => "kills",
             Self::Mounts => "mounts",
             Self::Module => "module",
+            Self::Fuzz => "fuzz",
             Self::Boots => "boots",
         }
     }
@@ -68,7 +72,7 @@ impl Layer {
     fn of_program(stem: &str) -> Self {
         let first = stem.split('_').next().unwrap_or(stem);
         match Self::by_name(first) {
-            Some(layer) if !matches!(layer, Self::Boots | Self::Lint | Self::Module) => layer,
+            Some(layer) if !matches!(layer, Self::Boots | Self::Lint | Self::Module | Self::Fuzz) => layer,
             Some(_) | None => Self::Unit,
         }
     }
@@ -77,9 +81,15 @@ impl Layer {
     pub fn cargo_arguments(self, programs: &[String]) -> Option<Vec<String>> {
         let mut arguments: Vec<String> = match self {
             Self::Unit => ["--workspace", "--lib", "--bins"].map(str::to_owned).into(),
-            Self::Lint | Self::Properties | Self::Golden | Self::Http | Self::Kills | Self::Mounts | Self::Module | Self::Boots => {
-                Vec::new()
-            }
+            Self::Lint
+            | Self::Properties
+            | Self::Golden
+            | Self::Http
+            | Self::Kills
+            | Self::Mounts
+            | Self::Module
+            | Self::Fuzz
+            | Self::Boots => Vec::new(),
         };
         for program in programs.iter().filter(|stem| Self::of_program(stem) == self) {
             arguments.extend(["--test".to_owned(), program.clone()]);

@@ -8,6 +8,7 @@ mod demo;
 mod disk;
 mod docs;
 mod evaluation;
+mod fuzz;
 mod initrd;
 mod lab;
 mod layer;

@@ -12,6 +12,7 @@ use crate::cli::{DEFAULT_LEVEL, TestOptions};
 use crate::command::Tool;
 use crate::docs;
 use crate::evaluation;
+use crate::fuzz;
 use crate::lab::Lab;
 use crate::layer::{self, Layer};
 use crate::scenario::{self, Scenario};
@@ -75,6 +76,11 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<bool> {
             Layer::Boots => boots(workspace, options),
             Layer::Lint => lint(workspace, options),
             Layer::Module => module(workspace, options),
+            Layer::Fuzz => fuzz::run(workspace, options).map(|(passed, failed)| Counts {
+                passed,
+                failed,
+                skipped: 0,
+            }),
             Layer::Unit | Layer::Properties | Layer::Golden | Layer::Http | Layer::Kills | Layer::Mounts => {
                 match layer.cargo_arguments(&programs) {
                     Some(arguments) if layer == Layer::Mounts => mounts(workspace, &arguments, options),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::deadline::{Deadline, NO_DEADLINE};
+use crate::foreign;
 use crate::http::{Client, Limits};
 use crate::net::systems::wait_for_systems;
 use crate::net::{Family, Mac, NetError, NetSettings, Network, Summary};
@@ -128,7 +129,7 @@ pub fn client(settings: &Settings) -> Result<Client> {
 /// What the settings mean for the network, with sentences about what could not be read.
 pub fn net_settings(settings: &Settings) -> (NetSettings, Vec<String>) {
     let mut oddities = Vec::new();
-    let mut read = |text: &str, what: &str, error: String| oddities.push(format!("{what}{text} is ignored: {error}"));
+    let mut read = |text: &str, what: &str, error: String| oddities.push(format!("{what}{} is ignored: {error}", foreign::word(text)));
     let network = &settings.network;
     let mut net = NetSettings {
         interface: network.interface.clone(),

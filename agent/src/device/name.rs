@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use crate::digest::Digest;
+use crate::foreign;
 
 /// The longest partition name that a GPT entry holds, in UTF-16 units.
 const GPT_NAME_UNITS: usize = 36;
@@ -78,8 +79,8 @@ impl FromStr for DeviceName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse(text).map_err(|reason| NotADeviceName {
-            text: text.to_owned(),
-            reason,
+            text: foreign::word(text),
+            reason: foreign::sentence(&reason),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use crate::foreign;
 use crate::formats::chunk_index::Chunk;
 
 /// A run of chunks that are missing, by number: `first` to `last`, both included.
@@ -59,7 +60,7 @@ pub fn body_offset(
                 return Err(format!("a partial answer has {} Content-Range headers", content_ranges.len()));
             };
             let parsed = parse_content_range(content_range)
-                .ok_or_else(|| format!("«Content-Range: {}» cannot be read", shortened(content_range)))?;
+                .ok_or_else(|| format!("«Content-Range: {}» cannot be read", foreign::word(content_range)))?;
             if parsed != (first, last, total) {
                 let (a, b, c) = parsed;
                 return Err(format!("bytes {first}-{last} of {total} were asked for, {a}-{b} of {c} came"));
@@ -70,10 +71,6 @@ pub fn body_offset(
         (206, None) => Err("a partial answer came, though the whole was asked for".to_owned()),
         (other, _) => Err(format!("status {other} is no answer to a download")),
     }
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().take(60).collect()
 }
 
 /// First byte, last byte and total of `bytes a-b/c` (RFC 9110, 14.4). A total of `*` is not taken.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use super::key::{PublicKey, SecretKey};
+use crate::foreign;
 
 /// The only payload type that is accepted.
 pub const PAYLOAD_TYPE: &str = "application/vnd.freshroot.release+json";
@@ -72,7 +73,7 @@ impl Envelope {
     /// If type, size or encoding are not what they should be.
     pub fn payload(&self) -> Result<Vec<u8>, Refusal> {
         if self.payload_type != PAYLOAD_TYPE {
-            let found: String = self.payload_type.chars().take(80).collect();
+            let found = foreign::word(&self.payload_type);
             return Err(Refusal::Malformed(format!(
                 "the envelope's payload type is «{found}», «{PAYLOAD_TYPE}» is expected"
             )));
@@ -125,8 +126,11 @@ impl Envelope {
 }
 
 fn printable(name: &str) -> String {
-    let text: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
-    if text.is_empty() { "a key without a name".to_owned() } else { text }
+    if name.is_empty() {
+        "a key without a name".to_owned()
+    } else {
+        foreign::word(name)
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub mod tries;
 
 use std::fmt;
 
+use crate::foreign;
+
 /// Largest answer that is read: a manifest with hundreds of systems and deltas fits many times over.
 pub const ANSWER_LIMIT: u64 = 1 << 20;
 
@@ -85,7 +87,8 @@ fn parse_version_1<'de, T: serde::Deserialize<'de>>(what: &'static str, text: &'
     struct Version {
         version: u64,
     }
-    let malformed = |error: serde_json::Error| Refusal::Malformed(format!("the {what} is malformed: {error}"));
+    let malformed =
+        |error: serde_json::Error| Refusal::Malformed(format!("the {what} is malformed: {}", foreign::sentence(&error.to_string())));
     let Version { version } = serde_json::from_str(text).map_err(malformed)?;
     if version != 1 {
         return Err(Refusal::UnknownVersion { what, version });
@@ -98,7 +101,7 @@ fn check_critical(what: &'static str, critical: &[String], known: &[&str]) -> Re
         None => Ok(()),
         Some(field) => Err(Refusal::UnknownCritical {
             what,
-            field: field.chars().take(64).collect(),
+            field: foreign::word(field),
         }),
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Refusal, check_critical, parse_version_1};
 use crate::digest::Digest;
+use crate::foreign;
 
 const FIELDS: &[&str] = &["version", "critical", "channel", "serial", "created", "notAfter", "manifest"];
 
@@ -47,7 +48,7 @@ impl FromStr for ChannelName {
         if fits {
             Ok(Self(text.to_owned()))
         } else {
-            Err(NotAChannel(text.chars().take(80).collect()))
+            Err(NotAChannel(foreign::word(text)))
         }
     }
 }

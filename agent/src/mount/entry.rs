@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::foreign;
 use crate::mode::Mode;
 use crate::mount::options::{self, Bind, MountOptions};
 
@@ -198,8 +199,8 @@ impl MountEntry {
     /// Validates an entry. What systemd mounts in its mode is left to it: its type and its options are not looked at.
     pub fn validate(entry: &FileSystemEntry, mode: Mode) -> Result<Self, RefusedEntry> {
         let refuse = |reason: String| RefusedEntry {
-            mount_point: entry.mount_point.chars().take(200).collect(),
-            reason,
+            mount_point: foreign::word(&entry.mount_point),
+            reason: foreign::sentence(&reason),
         };
         let mount_point = clean_path(&entry.mount_point).map_err(|why| refuse(format!("the mount point {why}")))?;
         if let Some(remedy) = owned_by_the_agent(&mount_point) {

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::foreign;
+
 /// Attributes of a mount (not of its file system).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attributes {
@@ -225,7 +227,7 @@ fn take_flag(word: &str, to: &mut MountOptions) -> bool {
 
 fn refuse(option: &str, remedy: impl Into<String>) -> RefusedOption {
     RefusedOption {
-        option: option.chars().take(200).collect(),
+        option: foreign::word(option),
         remedy: remedy.into(),
     }
 }

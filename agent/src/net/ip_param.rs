@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Prefix;
+use crate::foreign;
 
 /// How long a value may be: the kernel's own limit for a whole command line is 2048 on x86 and 4096 elsewhere.
 const MAX_LEN: usize = 4096;
@@ -291,7 +292,7 @@ impl Field<'_> {
         BadIpParam {
             field: self.name,
             position: self.position,
-            problem,
+            problem: foreign::sentence(&problem),
         }
     }
 

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::foreign;
+
 /// A 48-bit Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac([u8; 6]);
@@ -49,12 +51,12 @@ impl Mac {
         }
         match text.strip_prefix("01-").or_else(|| text.strip_prefix("01:")) {
             Some(address) => address.parse().map_err(|err: NotAMac| NotAMac {
-                text: text.to_owned(),
+                text: foreign::word(text),
                 position: err.position + 3,
                 expected: err.expected,
             }),
             None => Err(NotAMac {
-                text: text.to_owned(),
+                text: foreign::word(text),
                 position: 0,
                 expected: "the hardware type 01 (Ethernet)",
             }),
@@ -67,7 +69,7 @@ impl FromStr for Mac {
 
     fn from_str(text: &str) -> Result<Self, NotAMac> {
         let fail = |position, expected| NotAMac {
-            text: text.to_owned(),
+            text: foreign::word(text),
             position,
             expected,
         };

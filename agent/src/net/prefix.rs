@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::foreign;
 use serde::{Serialize, Serializer};
 
 /// An address and its prefix length, printed as `192.0.2.9/24`.
@@ -66,7 +67,7 @@ impl FromStr for Prefix {
     type Err = NotAPrefix;
 
     fn from_str(text: &str) -> Result<Self, NotAPrefix> {
-        let fail = || NotAPrefix(text.to_owned());
+        let fail = || NotAPrefix(foreign::word(text));
         let (address, length) = text.split_once('/').ok_or_else(fail)?;
         let address: IpAddr = address.parse().map_err(|_| fail())?;
         let length: u8 = length.parse().map_err(|_| fail())?;

@@ -3,22 +3,34 @@
 //! What is written is static files (`docs/formats.md`, «The served folder»): any web server serves them as well as [`serve`] does.
 
 pub mod bzimage;
+#[cfg(feature = "publish")]
 pub mod cli;
+#[cfg(feature = "publish")]
 pub mod closure;
+#[cfg(feature = "publish")]
 pub mod folder;
+#[cfg(feature = "publish")]
 pub mod generation;
+#[cfg(feature = "publish")]
 pub mod inspect;
+#[cfg(feature = "publish")]
 pub mod keys;
+#[cfg(feature = "publish")]
 pub mod netboot;
 pub mod params;
+#[cfg(feature = "publish")]
 pub mod progress;
 pub mod registration;
+#[cfg(feature = "publish")]
 pub mod run;
+#[cfg(feature = "publish")]
 pub mod serve;
+#[cfg(feature = "publish")]
 pub mod sign;
+#[cfg(feature = "publish")]
 pub mod systems;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "publish"))]
 mod testing {
     #![allow(clippy::unwrap_used)]
     use std::io::Write as _;

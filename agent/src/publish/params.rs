@@ -4,10 +4,12 @@
 
 use anyhow::{Result, bail, ensure};
 
+use crate::foreign;
+
 /// The kernel's command line may hold 2048 bytes on x86-64 and aarch64 (`COMMAND_LINE_SIZE`); some room is left for what a loader adds.
 const LENGTH_LIMIT: usize = 1900;
 
-/// Cuts a text into parameters, at spaces outside double quotes (`next_arg` in Linux's `lib/cmdline.c`). Quotes stay where they are.
+/// Cuts a text into parameters, at ASCII white space outside double quotes (`next_arg` in Linux's `lib/cmdline.c`). Quotes stay where they are.
 ///
 /// # Errors
 /// An open quote, a control character, or more than a kernel takes.
@@ -15,7 +17,7 @@ pub fn split(text: &str) -> Result<Vec<String>> {
     let mut params = vec![String::new()];
     let mut quoted = false;
     for (position, character) in text.chars().enumerate() {
-        if character.is_whitespace() && !quoted {
+        if character.is_ascii_whitespace() && !quoted {
             params.push(String::new());
             continue;
         }
@@ -28,7 +30,11 @@ pub fn split(text: &str) -> Result<Vec<String>> {
             last.push(character);
         }
     }
-    ensure!(!quoted, "a double quote in the kernel parameters is not closed: {text}");
+    ensure!(
+        !quoted,
+        "a double quote in the kernel parameters is not closed: {}",
+        foreign::word(text)
+    );
     params.retain(|param| !param.is_empty());
     Ok(params)
 }
@@ -69,7 +75,10 @@ pub fn for_ipxe(params: &[String]) -> Result<String> {
         } else {
             continue;
         };
-        bail!("the kernel parameter «{param}» cannot be written in an iPXE script: {why}");
+        bail!(
+            "the kernel parameter «{}» cannot be written in an iPXE script: {why}",
+            foreign::word(param)
+        );
     }
     join(params)
 }
@@ -92,10 +101,12 @@ mod tests {
             ("a=\"b c\" d", vec!["a=\"b c\"", "d"]),
             ("\"a=b c\" d", vec!["\"a=b c\"", "d"]),
             ("dyndbg=\"file x +p; file y +p\"", vec!["dyndbg=\"file x +p; file y +p\""]),
+            // White space to Unicode, and not to the kernel.
+            ("a=b\u{2003}c", vec!["a=b\u{2003}c"]),
         ] {
             assert_eq!(split(text).unwrap(), expected, "{text}");
         }
-        for bad in ["a=\"b", "a=\u{7}", "a=\"b\nc\""] {
+        for bad in ["a=\"b", "a=\u{7}", "a=b\u{85}c", "a=\"b\nc\""] {
             assert!(split(bad).is_err(), "{bad:?}");
         }
     }

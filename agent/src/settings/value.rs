@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+pub use crate::foreign::word as cut;
+
 /// The size of a tmpfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
@@ -180,15 +182,6 @@ pub fn count(text: &str, least: u32, most: u32) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(number) if (least..=most).contains(&number) && digits(text) == text.len() => Ok(number),
         Ok(_) | Err(_) => Err(format!("«{}» is not a whole number from {least} to {most}", cut(text))),
-    }
-}
-
-/// As much of a foreign text as a message can bear.
-pub fn cut(text: &str) -> String {
-    const LIMIT: usize = 120;
-    match text.char_indices().nth(LIMIT) {
-        None => text.to_owned(),
-        Some((at, _)) => format!("{}…", &text[..at]),
     }
 }
 

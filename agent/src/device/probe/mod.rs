@@ -14,6 +14,8 @@ mod source;
 use std::fmt;
 use std::io;
 
+use crate::foreign;
+
 pub use other::{SquashfsSuperblock, squashfs_superblock};
 pub use source::ReadAt;
 pub(crate) use source::{Source, array, dashed, has, le32, le64, read, text16};
@@ -151,9 +153,9 @@ impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind)?;
         if let Some(label) = &self.label {
-            write!(f, " LABEL={label}")?;
+            write!(f, " LABEL={}", foreign::word(label))?;
         }
-        self.uuid.as_ref().map_or(Ok(()), |uuid| write!(f, " UUID={uuid}"))
+        self.uuid.as_ref().map_or(Ok(()), |uuid| write!(f, " UUID={}", foreign::word(uuid)))
     }
 }
 

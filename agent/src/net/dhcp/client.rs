@@ -180,11 +180,13 @@ impl Client {
                 self.discover(now, 1)
             }
             State::Requesting { offer, tries, .. } => self.request(now, offer, tries + 1),
-            State::Bound { lease, since } => self.renew(now, lease, since),
-            State::Renewing { lease, since, .. } | State::Rebinding { lease, since, .. } => match lease.time {
-                Some(time) if now >= since + time.valid => self.lose(now, Gone::Expired, Duration::ZERO),
-                Some(_) | None => self.renew(now, lease, since),
-            },
+            // Also the first time: whoever slept through the lease wakes up without it.
+            State::Bound { lease, since } | State::Renewing { lease, since, .. } | State::Rebinding { lease, since, .. } => {
+                match lease.time {
+                    Some(time) if now >= since + time.valid => self.lose(now, Gone::Expired, Duration::ZERO),
+                    Some(_) | None => self.renew(now, lease, since),
+                }
+            }
         }
     }
 

@@ -187,6 +187,18 @@ fn nobody_renewing_means_rebinding_at_t2_and_the_end_at_the_end() {
     assert_eq!(sent(&due(&mut client).1).1.kind, Kind::Discover);
 }
 
+/// A machine that was suspended, or whose clock stood still: the address belongs to somebody else by now, and nothing is sent from it.
+#[test]
+fn who_wakes_up_after_the_end_of_a_lease_has_none() {
+    let (mut client, since) = bound();
+    for late in [s(800), s(100_000)] {
+        let mut client = client.clone();
+        assert_eq!(client.handle(since + late, Event::Timer), [Action::Deconfigure(Gone::Expired)]);
+        assert_eq!(sent(&due(&mut client).1).1.kind, Kind::Discover);
+    }
+    assert_eq!(sent(&client.handle(since + s(799), Event::Timer)).0, Way::Broadcast);
+}
+
 #[test]
 fn a_refused_renewal_takes_the_address_away() {
     let (mut client, _) = bound();
