@@ -5,6 +5,7 @@ use freshroot::boot::system::entries;
 use freshroot::cmdline::{CommandLine, quote_init_argument, quote_param};
 use freshroot::device::DeviceName;
 use freshroot::kmod::options::Options;
+use freshroot::mode::Mode;
 use freshroot::mount::entry::{DeviceFs, MountEntry, MountKind};
 use freshroot::select::select;
 use freshroot::settings::table::TABLE;
@@ -86,7 +87,11 @@ fn nothing_weaker(configured: &Settings, merged: &Settings) {
 
 /// What passed here must not stop a boot later on.
 fn usable(settings: &Settings) {
-    let (wanted, oddities) = select(settings).unwrap_or_else(|refusal| panic!("settings that pass cannot be used: {refusal}"));
+    for mode in [Mode::Standalone, Mode::Systemd] {
+        let of_mode = select(settings, mode);
+        assert!(of_mode.is_ok(), "settings that pass cannot be used: {of_mode:?}");
+    }
+    let (wanted, oddities) = select(settings, Mode::Standalone).unwrap_or_else(|refusal| panic!("settings that pass cannot be used: {refusal}"));
     oddities.iter().for_each(told);
     assert_eq!(wanted.trust.keys.len(), settings.trusted_public_keys.len());
     for device in [&settings.cache.device, &settings.store.rw_device].into_iter().flatten() {
@@ -257,12 +262,14 @@ fn settings(input: &[u8]) {
             );
         }
     }
-    file_systems(&settings);
+    for mode in [Mode::Standalone, Mode::Systemd] {
+        file_systems(&settings, mode);
+    }
 }
 
 /// Entries as the boot reads them, in the order in which it mounts them.
-fn file_systems(settings: &Settings) {
-    let ordered = match entries(settings) {
+fn file_systems(settings: &Settings, mode: Mode) {
+    let ordered = match entries(settings, mode) {
         Ok(ordered) => ordered,
         Err(why) => return told(format!("{why:#}")),
     };
@@ -307,7 +314,7 @@ fn sound(entry: &MountEntry) {
             assert_eq!(DeviceFs::of(kind.name()), Some(*kind));
         }
         MountKind::Bind { source, .. } => assert!(plain(source) && entry.options().file_system.is_empty()),
-        MountKind::Tmpfs => {}
+        MountKind::Tmpfs | MountKind::Systemds { .. } => {}
     }
     assert!(entry.timeout().is_none_or(|timeout| !timeout.is_zero()));
     assert!(entry.create().mode <= 0o7777 && entry.options().mkdir_mode.is_none_or(|mode| mode <= 0o7777));
