@@ -61,7 +61,7 @@ esac
 image "$EFI_MODULES" "$EFI_TARGET" "$work/$name"
 size=$(($(stat -c %s "$work/$name") / 1024 + 512))
 truncate -s "${size}K" "$root/boot/efi.img"
-mkfs.vfat -i 46524553 -n EFI "$root/boot/efi.img" >/dev/null
+mkfs.vfat --invariant -i 46524553 -n EFI "$root/boot/efi.img" >/dev/null
 mmd -i "$root/boot/efi.img" ::/EFI ::/EFI/BOOT
 # The file's own time, not that of now.
 touch -d "@$SOURCE_DATE_EPOCH" "$work/$name"
