@@ -4,10 +4,11 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::Stage;
 use super::disks::{Disks, file_system_of};
+use crate::foreign;
 use crate::mode::Mode;
 use crate::mount::entry::{DeviceFs, FileSystemEntry, MountEntry, MountKind};
 use crate::mount::mount_log::MountLog;
@@ -36,12 +37,15 @@ pub fn entries(settings: &Settings, mode: Mode) -> Result<Vec<MountEntry>> {
             // The key is the mount point, as in NixOS; an entry may repeat it.
             fields.entry("mountPoint").or_insert_with(|| mount_point.clone().into());
         }
-        let entry: FileSystemEntry =
-            serde_json::from_value(object).with_context(|| format!("reading the entry «{mount_point}» of fileSystems"))?;
+        let entry: FileSystemEntry = serde_json::from_value(object).map_err(|error| {
+            let (mount_point, error) = (foreign::word(mount_point), foreign::sentence(&error.to_string()));
+            anyhow!("reading the entry «{mount_point}» of fileSystems: {error}")
+        })?;
         anyhow::ensure!(
             entry.mount_point == *mount_point,
-            "the entry «{mount_point}» of fileSystems says that its mountPoint is {}",
-            entry.mount_point
+            "the entry «{}» of fileSystems says that its mountPoint is {}",
+            foreign::word(mount_point),
+            foreign::word(&entry.mount_point)
         );
         entries.push(entry);
     }

@@ -80,6 +80,8 @@ pub(super) fn trust(sink: &mut Sink<'_>) -> Result<()> {
     }
     let pinned = json!({"version": 1, "release": null, "manifest": small, "sequence": 1, "accepted": 0, "source": "http://a"});
     sink.put("generation", "pinned", pinned.to_string())?;
+    let blessing = json!({"version": 1, "sequence": 3, "bootId": "6f1c2d6e-6f5b-4e0e-9a43-3f0b8c1f6a52", "blessed": 1_700_000_002_u64});
+    sink.put("generation", "blessing", blessing.to_string())?;
     sink.put("answer", "portal", "<!DOCTYPE html><html><head><title>Log in</title></head></html>")
 }
 
@@ -213,7 +215,6 @@ pub(super) fn kernel(sink: &mut Sink<'_>) -> Result<()> {
             "pci",
             "add@/devices/pci0000:00/0000:00:03.0\0ACTION=add\0DEVPATH=/devices/pci0000:00/0000:00:03.0\0SUBSYSTEM=pci\0PCI_CLASS=20000\0PCI_ID=1AF4:1000\0MODALIAS=pci:v00001AF4d00001000sv00001AF4sd00000001bc02sc00i00\0SEQNUM=700\0",
         ),
-        ("udev", "libudev\0\u{fe}\u{ed}\0add@/devices/x\0"),
         (
             "mounts",
             "24 1 0:22 / / rw,relatime shared:1 - tmpfs none rw,size=2g\n31 24 7:0 / /nix/.ro-store ro,relatime - squashfs /dev/loop0 ro\n36 24 0:30 / /mnt/with\\040blank\\011tab rw - ext4 /dev/sda1 rw\n40 36 0:31 /sub /mnt/with\\040blank\\011tab/below rw - proc proc rw\n44 24 0:40 / /sysroot rw - tmpfs none rw\n",
@@ -221,6 +222,12 @@ pub(super) fn kernel(sink: &mut Sink<'_>) -> Result<()> {
     ] {
         sink.put("uevent", name, text)?;
     }
+    let properties =
+        b"ACTION=add\0DEVPATH=/devices/virtual/block/loop0\0SUBSYSTEM=block\0DEVLINKS=/dev/disk/by-id/a /dev/disk/by-label/b\0";
+    let mut udev = b"libudev\0\xfe\xed\xca\xfe".to_vec();
+    udev.extend([40, 40, properties.len() as u32, 0, 0, 0, 0].into_iter().flat_map(u32::to_ne_bytes));
+    udev.extend(properties);
+    sink.put("uevent", "udev", udev)?;
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
     for case in [
         "a-report-shows-how-the-system-was-booted",

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use freshroot::handover::mountinfo::{mount_points, outside_of};
+use freshroot::handover::mountinfo::{mount_points, mounted_at, outside_of};
 use freshroot::report::Report;
 use freshroot::uevent;
 
 use crate::Target;
 use crate::input::told;
 
-/// A uevent, and once more as a table of mounts.
+/// A uevent of the kernel's or of udev's, and once more as a table of mounts.
 pub const UEVENT: Target = Target {
     name: "uevent",
     longest: 4096,
@@ -41,6 +41,14 @@ fn uevents(input: &[u8]) {
         }
         assert_eq!(uevent::parse(written.as_bytes()).as_ref(), Some(&event));
     }
+    if let Some(event) = uevent::parse_udev(input) {
+        assert_eq!(uevent::parse(input), None, "a message of both");
+        assert!(!event.action.is_empty() && event.devpath.starts_with('/'));
+        assert_eq!(
+            (event.get("ACTION"), event.get("DEVPATH")),
+            (Some(event.action.as_str()), Some(event.devpath.as_str()))
+        );
+    }
     mounts(input);
 }
 
@@ -60,6 +68,14 @@ fn mounts(input: &[u8]) {
     };
     let written: Vec<u8> = points.iter().flat_map(|path| line(path)).collect();
     assert_eq!(mount_points(&written), points);
+    // Whole lines are mounts, and what is seen at a point is one of them.
+    for point in &points {
+        if let Some(mount) = mounted_at(input, point) {
+            assert_eq!(mount.point, *point);
+        }
+        let mount = mounted_at(&written, point).unwrap();
+        assert_eq!((mount.fs_type.as_str(), mount.source.as_str()), ("t", "s"));
+    }
     let sysroot = Path::new("/sysroot");
     let outside = outside_of(sysroot, &points);
     for (at, path) in outside.iter().enumerate() {

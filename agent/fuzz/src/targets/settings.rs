@@ -5,7 +5,7 @@ use freshroot::boot::system::entries;
 use freshroot::cmdline::{CommandLine, quote_init_argument, quote_param};
 use freshroot::device::DeviceName;
 use freshroot::kmod::options::Options;
-use freshroot::mode::Mode;
+use freshroot::mode::{MODES, Mode};
 use freshroot::mount::entry::{DeviceFs, MountEntry, MountKind};
 use freshroot::select::select;
 use freshroot::settings::table::TABLE;
@@ -87,13 +87,11 @@ fn nothing_weaker(configured: &Settings, merged: &Settings) {
 
 /// What passed here must not stop a boot later on.
 fn usable(settings: &Settings) {
-    for mode in [Mode::Standalone, Mode::Systemd] {
-        let of_mode = select(settings, mode);
-        assert!(of_mode.is_ok(), "settings that pass cannot be used: {of_mode:?}");
+    for (_, mode) in MODES {
+        let (wanted, oddities) = select(settings, mode).unwrap_or_else(|refusal| panic!("settings that pass cannot be used: {refusal}"));
+        oddities.iter().for_each(told);
+        assert_eq!(wanted.trust.keys.len(), settings.trusted_public_keys.len());
     }
-    let (wanted, oddities) = select(settings, Mode::Standalone).unwrap_or_else(|refusal| panic!("settings that pass cannot be used: {refusal}"));
-    oddities.iter().for_each(told);
-    assert_eq!(wanted.trust.keys.len(), settings.trusted_public_keys.len());
     for device in [&settings.cache.device, &settings.store.rw_device].into_iter().flatten() {
         assert!(
             device.parse::<DeviceName>().is_ok(),
@@ -262,9 +260,7 @@ fn settings(input: &[u8]) {
             );
         }
     }
-    for mode in [Mode::Standalone, Mode::Systemd] {
-        file_systems(&settings, mode);
-    }
+    MODES.into_iter().for_each(|(_, mode)| file_systems(&settings, mode));
 }
 
 /// Entries as the boot reads them, in the order in which it mounts them.
@@ -275,7 +271,7 @@ fn file_systems(settings: &Settings, mode: Mode) {
     };
     assert_eq!(ordered.len(), settings.file_systems.len());
     for (at, entry) in ordered.iter().enumerate() {
-        sound(entry);
+        sound(entry, mode);
         for later in &ordered[at + 1..] {
             assert!(
                 !entry.mount_point().starts_with(later.mount_point()),
@@ -290,7 +286,7 @@ fn file_systems(settings: &Settings, mode: Mode) {
 }
 
 /// What is true of each entry that may be mounted.
-fn sound(entry: &MountEntry) {
+fn sound(entry: &MountEntry, mode: Mode) {
     let plain = |path: &std::path::Path| {
         let text = path.to_str().unwrap();
         text.starts_with('/') && !text.contains("//") && !text.split('/').any(|part| part == "." || part == "..")
@@ -310,11 +306,12 @@ fn sound(entry: &MountEntry) {
     }
     match entry.kind() {
         MountKind::Device(kind) => {
-            assert!(entry.device().is_some_and(|device| !device.is_empty()));
+            assert!(mode == Mode::Standalone && entry.device().is_some_and(|device| !device.is_empty()));
             assert_eq!(DeviceFs::of(kind.name()), Some(*kind));
         }
         MountKind::Bind { source, .. } => assert!(plain(source) && entry.options().file_system.is_empty()),
-        MountKind::Tmpfs | MountKind::Systemds { .. } => {}
+        MountKind::Tmpfs => assert_eq!(mode, Mode::Standalone),
+        MountKind::Systemds { .. } => assert_eq!(mode, Mode::Systemd),
     }
     assert!(entry.timeout().is_none_or(|timeout| !timeout.is_zero()));
     assert!(entry.create().mode <= 0o7777 && entry.options().mkdir_mode.is_none_or(|mode| mode <= 0o7777));

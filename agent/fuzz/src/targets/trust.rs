@@ -12,6 +12,7 @@ use freshroot::formats::generation::Generation;
 use freshroot::formats::key::SecretKey;
 use freshroot::formats::manifest::Manifest;
 use freshroot::formats::release::{ChannelName, Release};
+use freshroot::formats::tries::Blessing;
 use freshroot::formats::{ANSWER_LIMIT, Refusal};
 use serde_json::Value;
 
@@ -45,7 +46,7 @@ pub const MANIFEST: Target = Target {
     check: manifest,
 };
 
-/// A generation's file in the cache.
+/// A generation's file in the cache, and once more as the file of a blessing.
 pub const GENERATION: Target = Target {
     name: "generation",
     longest: 8192,
@@ -222,6 +223,10 @@ fn manifest(input: &[u8]) {
 fn generation(input: &[u8]) {
     let (text, _) = split_at_ff(input);
     let text = String::from_utf8_lossy(text);
+    match Blessing::parse(&text) {
+        Ok(blessing) => assert_eq!(Blessing::parse(&serde_json::to_string(&blessing).unwrap()), Ok(blessing)),
+        Err(refusal) => told(refusal),
+    }
     // Under a wrong name it is never taken, whatever it holds.
     match Generation::parse(&text, Digest::of(b"another")) {
         Ok(generation) => panic!("taken under a wrong name: {generation:?}"),
