@@ -5,10 +5,9 @@
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
 use super::value::cut;
+use crate::device::DeviceName;
+use crate::formats::key::PublicKey;
 
 /// Base URL of a served folder: http or https, a host, no query, no fragment. Trailing slashes go.
 pub(super) fn url(text: &str) -> Result<String, String> {
@@ -54,20 +53,11 @@ pub(super) fn channel(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// An ed25519 key as Nix writes it, `name:base64`.
+/// An ed25519 key as Nix writes it, `name:base64`. The message does not repeat it: a secret key may stand there by mistake.
 pub(super) fn public_key(text: &str) -> Result<String, String> {
-    let wrong = |reason: &str| Err(format!("«{}» is not a public key as name:base64: {reason}", cut(text)));
-    let Some((name, key)) = text.split_once(':') else {
-        return wrong("there is no «:»");
-    };
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic()) {
-        return wrong("its name is empty or holds spaces");
-    }
-    match STANDARD.decode(key) {
-        Err(_) => wrong("what follows the name is not base64"),
-        Ok(bytes) if bytes.len() == 64 => wrong("that is a secret key (64 bytes): give its public half, and make a new pair"),
-        Ok(bytes) if bytes.len() != 32 => wrong("an ed25519 key has 32 bytes"),
-        Ok(_) => Ok(text.to_owned()),
+    match text.parse::<PublicKey>() {
+        Ok(key) => Ok(key.to_string()),
+        Err(problem) => Err(problem.to_string()),
     }
 }
 
@@ -80,7 +70,11 @@ pub(super) fn device(text: &str) -> Result<String, String> {
     let path = Path::new(text);
     let below_dev = text.len() > "/dev/".len() && path.starts_with("/dev") && only_normal(path);
     if (named || below_dev) && !text.contains(|c: char| c.is_control()) && text.len() <= 255 {
-        return Ok(text.to_owned());
+        // What is looked for in the end is this name.
+        return match text.parse::<DeviceName>() {
+            Ok(_) => Ok(text.to_owned()),
+            Err(problem) => Err(problem.to_string()),
+        };
     }
     Err(format!(
         "«{}» is not a device: write LABEL=, UUID=, PARTLABEL=, PARTUUID= and a name, or a path below /dev",
@@ -185,6 +179,9 @@ fn only_normal(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::panic)]
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     #[test]
@@ -222,16 +219,19 @@ mod tests {
         let public = format!("a-1:{}", STANDARD.encode([7; 32]));
         let secret = format!("a-1:{}", STANDARD.encode([7; 64]));
         let short = format!("a-1:{}", STANDARD.encode([7; 31]));
+        let long = format!("{}:{}", "n".repeat(129), STANDARD.encode([7; 32]));
         for (text, expected) in [
             (public.as_str(), Ok(public.as_str())),
             (&secret, Err("secret")),
             (&short, Err("32 bytes")),
-            ("a-1", Err("no «:»")),
-            (":AAAA", Err("name is empty")),
+            (&long, Err("1 to 128")),
+            ("a-1", Err("colon is missing")),
+            (":AAAA", Err("name before the colon")),
             ("a:%%", Err("not base64")),
         ] {
             check(text, public_key(text), expected);
         }
+        assert!(public_key(&secret).is_err_and(|told| !told.contains(&secret[4..20])));
     }
 
     #[test]
@@ -252,6 +252,9 @@ mod tests {
             "LABEL=",
             "LABEL=a/b",
             "label=a",
+            "LABEL=\"a",
+            "/dev/.",
+            "/dev/disk/by-label/",
             "/etc/x",
         ] {
             assert!(device(text).is_err(), "{text}");
