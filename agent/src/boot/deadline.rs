@@ -358,11 +358,11 @@ mod tests {
         deadline.moved_by(&progress, || progress.add(1));
         assert!(given());
         fs::remove_file(root.path().join(DROP_IN)).unwrap();
-        let over = Instant::now();
         let limit = Duration::from_millis(20);
         Deadline::with(root.path(), || Ok(())).moved_within(limit, || {
-            // Hangs where it should have ended.
-            while over.elapsed() <= limit {
+            // Hangs where it should have ended; counted from here, which is later than the limit's own begin.
+            let begun = Instant::now();
+            while begun.elapsed() <= limit {
                 std::thread::yield_now();
             }
         });
