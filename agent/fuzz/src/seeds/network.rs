@@ -105,6 +105,15 @@ pub(super) fn dhcp(sink: &mut Sink<'_>) -> Result<()> {
         ]
         .concat(),
     )?;
+    // As another server could have put it: times that make no sense, a route with host bits, options in the place of names.
+    let mut odd = Message::parse(&payload(&ack)?)?;
+    odd.options
+        .retain(|(code, _)| ![code::T1, code::T2, code::CLASSLESS_ROUTES].contains(code));
+    let times = [(code::T1, 3000_u32), (code::T2, 1000)].map(|(code, seconds)| (code, seconds.to_be_bytes().to_vec()));
+    odd.options.extend(times);
+    odd.options
+        .push((code::CLASSLESS_ROUTES, vec![20, 198, 51, 100, 192, 0, 2, 1, 0, 192, 0, 2, 1]));
+    sink.put("dhcp", "odd", [met(2, &offer), met(3, &odd.encode())].concat())?;
     // Time passes, and nobody renews it.
     sink.put(
         "dhcp",

@@ -61,6 +61,21 @@ pub(super) fn trust(sink: &mut Sink<'_>) -> Result<()> {
     sink.put("manifest", "pretty", serde_json::to_string_pretty(&small_manifest())?)?;
     sink.put("release", "stable", release(&small, "stable"))?;
     sink.put("release", "critical", r#"{"version":1,"critical":["serial"],"channel":"a.b-c_1","serial":18446744073709551615,"created":0,"manifest":"0000000000000000000000000000000000000000000000000000000000000000"}"#)?;
+    // One step beside what is right, here and below: a fuzzer finds the way across more easily than the way there.
+    sink.put("release", "channel-with-a-slash", release(&small, "a/b"))?;
+    sink.put(
+        "release",
+        "serial-0",
+        release(&small, "stable").replace("\"serial\":3", "\"serial\":0"),
+    )?;
+    let mut beside = small_manifest();
+    beside["systems"] = json!([]);
+    sink.put("manifest", "no-systems", beside.to_string())?;
+    let twin = |hash: &str| json!({"name": "a", "toplevel": SYSTEM.replace("0c5f", hash), "initKind": "scripted"});
+    beside["systems"] = json!([twin("0c5f"), twin("1c5f"), twin("0c5f")]);
+    sink.put("manifest", "twins", beside.to_string())?;
+    beside["image"]["size"] = 95.into();
+    sink.put("manifest", "small-image", beside.to_string())?;
     sink.put("release", "newer", r#"{"version":2,"channel":[]}"#)?;
     for (name, manifest, channel, signers) in [
         ("signed", &small, "stable", &["ours"][..]),
@@ -90,6 +105,10 @@ pub(super) fn downloads(sink: &mut Sink<'_>) -> Result<()> {
     sink.put("chunk_index", "one", chunks(&[4096])?.to_bytes())?;
     sink.put("chunk_index", "some", chunks(&[1 << 20, 1 << 20, 4 << 20, 1, 77])?.to_bytes())?;
     sink.put("chunk_index", "many", chunks(&(1..50).collect::<Vec<_>>())?.to_bytes())?;
+    let mut empty = chunks(&[4096, 1])?.to_bytes();
+    empty[24..28].fill(0);
+    empty[16..24].copy_from_slice(&1_u64.to_le_bytes());
+    sink.put("chunk_index", "empty-chunk", empty)?;
     for (name, size, numbers) in [
         ("none", 10_u64, &[][..]),
         ("some", 5_000_000, &[2_u32, 0, 2, 9]),
@@ -171,6 +190,28 @@ pub(super) fn settings(sink: &mut Sink<'_>) -> Result<()> {
             [&may[..], &[0xff], line.as_bytes()].concat(),
         )?;
     }
+    for (name, entries) in [
+        ("ours", json!({"/proc": {"fsType": "tmpfs"}})),
+        ("below-ours", json!({"/run/freshroot/cache": {"fsType": "tmpfs"}})),
+        (
+            "bind-of-a-later-mount",
+            json!({"/a": {"device": "/z/a", "fsType": "none", "options": ["bind"]}, "/z": {"device": "LABEL=z", "fsType": "ext4"}}),
+        ),
+        (
+            "parent-that-waits",
+            json!({"/a": {"fsType": "tmpfs", "depends": ["/z"]}, "/a/b": {"fsType": "tmpfs"}, "/z": {"fsType": "tmpfs"}}),
+        ),
+        (
+            "circle",
+            json!({"/a": {"fsType": "tmpfs", "depends": ["/b"]}, "/b": {"fsType": "tmpfs", "depends": ["/a"]}}),
+        ),
+        (
+            "created",
+            json!({"/a": {"device": "/p/a", "options": ["bind", "X-mount.mkdir=0750"], "fsType": "none", "create": {"mode": "0700", "uid": 1}}}),
+        ),
+    ] {
+        sink.put("settings", name, json!({"version": 1, "fileSystems": entries}).to_string())?;
+    }
     sink.put("settings", "listed", may)
 }
 
@@ -185,6 +226,7 @@ pub(super) fn words(sink: &mut Sink<'_>) -> Result<()> {
             "ip-static",
             "192.0.2.9:192.0.2.2:192.0.2.1:255.255.255.0:host.example:eth0:off:192.0.2.53:192.0.2.54:192.0.2.3",
         ),
+        ("ip-odd-mask", "192.0.2.9::192.0.2.1:255.0.255.0::eth0:off"),
         ("ip-six", "[2001:db8::9]::[2001:db8::1]:64::eth0:none:9000:[2001:db8::53]"),
         ("digest", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
         ("store-path", SYSTEM),

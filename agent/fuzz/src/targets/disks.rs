@@ -149,6 +149,16 @@ fn written_anew(entries: &[GptEntry]) -> Vec<GptEntry> {
     let sum = crc32(&header);
     header[16..20].copy_from_slice(&sum.to_le_bytes());
     disk[512..604].copy_from_slice(&header);
+    // A bit more or less, in the header or among the entries, and it is no table; there is no backup on this disk.
+    for at in [520, 512 + 91, 1024 + 40] {
+        let mut damaged = disk.clone();
+        damaged[at] ^= 1;
+        assert_eq!(
+            table(&&damaged[..], disk.len() as u64, 512).unwrap(),
+            None,
+            "byte {at} may be anything"
+        );
+    }
     match table(&&disk[..], disk.len() as u64, 512).unwrap() {
         Some(Table::Gpt(entries)) => entries,
         other => panic!("a table that was written is {other:?}"),
