@@ -729,6 +729,18 @@ rec {
 
   # --- Stage 2 --------------------------------------------------------------------------------------------------------------------
 
+  # What stage 1 mounted, as the mount units that systemd finds in /proc/self/mountinfo. The image is a loop device on the cache, and the running store:
+  # none of them can be unmounted before systemd-shutdown has gone over to the shutdown ramfs, which then unmounts in order. So no job may try before, and fail.
+  keptMounts = [
+    "/nix/.ro-store"
+    "/nix/.rw-store"
+    "/nix/store"
+    "/run/freshroot/cache"
+  ];
+  keptMountOverride = {
+    unitConfig.DefaultDependencies = false;
+  };
+
   checkUnitName = mountPoint: "freshroot-persist-${escapePath mountPoint}";
 
   # A word of ExecStart=: «%» would be a specifier, and blanks would end it.

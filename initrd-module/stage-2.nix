@@ -12,12 +12,6 @@ let
   guarded = lib.attrValues (lib.filterAttrs (_: entry: entry.services != [ ]) cfg.internal.persist);
   # A unit in the list may be named with or without «.service».
   serviceName = lib.removeSuffix ".service";
-  # The mount units that systemd finds in /proc/self/mountinfo for what stage 1 mounted.
-  keptMounts = [
-    "/nix/.ro-store"
-    "/nix/.rw-store"
-    "/run/freshroot/cache"
-  ];
 in
 {
   config = lib.mkIf cfg.enable {
@@ -144,20 +138,16 @@ in
       };
     };
 
-    # The image is a loop device on the cache, and the running store: neither can be unmounted before systemd-shutdown has gone over to the
-    # shutdown ramfs, which then unmounts in order. So no job may try before, and fail.
+    # See keptMounts.
     systemd.shutdownRamfs.enable = lib.mkDefault true;
     systemd.units = lib.listToAttrs (
       map (
         path:
         lib.nameValuePair (fresh.mountUnit path) {
           overrideStrategy = "asDropin";
-          text = ''
-            [Unit]
-            DefaultDependencies=no
-          '';
+          text = fresh.unitText fresh.keptMountOverride;
         }
-      ) keptMounts
+      ) fresh.keptMounts
     );
   };
 }

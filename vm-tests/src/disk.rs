@@ -39,9 +39,7 @@ impl Disk {
 
     /// As [`Disk::make`], filled with what lies below `content` (not for vfat).
     pub fn make_with(path: &Path, mebibytes: u64, fs_type: FsType, label: &str, content: Option<&Path>) -> Result<Self> {
-        File::create(path)
-            .and_then(|file| file.set_len(mebibytes << 20))
-            .with_context(|| format!("making the disk {}", path.display()))?;
+        Self::blank(path, mebibytes)?;
         let tool = match fs_type {
             FsType::Ext4 => {
                 let tool = Tool::new("mke2fs", LIMIT).args(["-q", "-F", "-t", "ext4", "-L", label, "-E", "lazy_itable_init=1"]);
@@ -62,6 +60,14 @@ impl Disk {
             FsType::Vfat => Tool::new("mkfs.vfat", LIMIT).args(["-F", "32", "-n", label]),
         };
         tool.arg(path).run()?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// A sparse image of `mebibytes` at `path` with nothing on it.
+    pub fn blank(path: &Path, mebibytes: u64) -> Result<Self> {
+        File::create(path)
+            .and_then(|file| file.set_len(mebibytes << 20))
+            .with_context(|| format!("making the disk {}", path.display()))?;
         Ok(Self { path: path.to_owned() })
     }
 
@@ -114,11 +120,12 @@ impl Disk {
         Ok(digests)
     }
 
-    /// Writes `bytes` over what an ext4 disk has at `file`.
+    /// Writes `bytes` to `file` of an ext4 disk, over what is there.
     pub fn overwrite(&self, file: &str, bytes: &[u8]) -> Result<()> {
         let source = tempfile::NamedTempFile::new().context("making a file to write from")?;
         fs::write(source.path(), bytes).context("writing the file to write from")?;
         let path = source.path().display();
+        // Removing what is not there is no error to debugfs.
         for request in [format!("rm {file}"), format!("write {path} {file}")] {
             Tool::new("debugfs", LIMIT).args(["-w", "-R", &request]).arg(&self.path).run()?;
         }

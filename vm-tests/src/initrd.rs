@@ -1,9 +1,10 @@
 //! The small initrd: the agent as `/init`, its configuration, and the kernel modules that a virtual machine needs.
 
-use std::fs::{self, File, FileTimes};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -40,6 +41,8 @@ pub struct Initrd {
 enum Source {
     File(PathBuf),
     Text(String),
+    Link(String),
+    Folder,
 }
 
 impl Initrd {
@@ -60,12 +63,21 @@ impl Initrd {
         self
     }
 
+    /// Adds a symlink at `path` that leads to `target`.
+    pub fn link(mut self, path: &str, target: &str) -> Self {
+        self.files.push((path.to_owned(), Source::Link(target.to_owned()), 0o777));
+        self
+    }
+
+    /// Adds an empty folder.
+    pub fn folder(mut self, path: &str) -> Self {
+        self.files.push((path.to_owned(), Source::Folder, 0o755));
+        self
+    }
+
     /// Writes the initrd to `out`: the same input gives the same bytes.
     pub fn build(&self, kernel: &Kernel, modules: &[&str], out: &Path) -> Result<()> {
-        let staging = tempfile::Builder::new()
-            .prefix("initrd-")
-            .tempdir_in(out.parent().unwrap_or(Path::new(".")))
-            .context("making a folder for the initrd")?;
+        let staging = staging(out)?;
         let root = staging.path();
         for folder in ["dev", "proc", "sys", "run", "etc", "tmp"] {
             fs::create_dir_all(root.join(folder)).with_context(|| format!("making {folder} in the initrd"))?;
@@ -79,18 +91,59 @@ impl Initrd {
                 .args(["c", major, minor])
                 .run()?;
         }
-        for (path, source, mode) in &self.files {
+        self.lay_out(root)?;
+        add_modules(root, kernel, modules)?;
+        let names = settle(root)?;
+        pack(root, &names, out)
+    }
+
+    /// Writes to `out` the initrd `base` with this one behind it: the kernel unpacks one after the other, and what comes later wins.
+    pub fn build_onto(&self, base: &Path, out: &Path) -> Result<()> {
+        let staging = staging(out)?;
+        self.lay_out(staging.path())?;
+        let names = settle(staging.path())?;
+        let own = out.with_extension("own");
+        pack(staging.path(), &names, &own)?;
+        copy(base, out)?;
+        let mut whole = OpenOptions::new()
+            .append(true)
+            .open(out)
+            .with_context(|| format!("opening {}", out.display()))?;
+        let mut part = File::open(&own).with_context(|| format!("opening {}", own.display()))?;
+        io::copy(&mut part, &mut whole).with_context(|| format!("appending to {}", out.display()))?;
+        fs::remove_file(&own).with_context(|| format!("removing {}", own.display()))
+    }
+
+    /// Writes it into the folder `root`, over what is there.
+    pub fn lay_out(&self, root: &Path) -> Result<()> {
+        // Links first: a file may lie below a folder that is a link, such as /bin.
+        let (links, files): (Vec<_>, Vec<_>) = self.files.iter().partition(|(_, source, _)| matches!(source, Source::Link(_)));
+        for (path, source, mode) in links.into_iter().chain(files) {
             let target = place(root, path)?;
             match source {
+                Source::Link(to) => {
+                    // A link to a link in the base, for example.
+                    if target.is_symlink() {
+                        fs::remove_file(&target).with_context(|| format!("removing {path} of the initrd"))?;
+                    }
+                    symlink(to, &target).with_context(|| format!("linking {path} of the initrd"))?;
+                    continue;
+                }
+                Source::Folder => fs::create_dir_all(&target).with_context(|| format!("making {path} of the initrd"))?,
                 Source::File(file) => copy(file, &target)?,
                 Source::Text(text) => fs::write(&target, text).with_context(|| format!("writing {path} of the initrd"))?,
             }
             fs::set_permissions(&target, fs::Permissions::from_mode(*mode)).with_context(|| format!("setting the mode of {path}"))?;
         }
-        add_modules(root, kernel, modules)?;
-        let names = settle(root)?;
-        pack(root, &names, out)
+        Ok(())
     }
+}
+
+fn staging(out: &Path) -> Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("initrd-")
+        .tempdir_in(out.parent().unwrap_or(Path::new(".")))
+        .context("making a folder for the initrd")
 }
 
 fn place(root: &Path, path: &str) -> Result<PathBuf> {
@@ -130,19 +183,16 @@ fn settle(root: &Path) -> Result<Vec<String>> {
             let path = entry?.path();
             let name = path.strip_prefix(root).context("leaving the initrd")?;
             names.push(name.to_str().context("a file name in the initrd is not UTF-8")?.to_owned());
-            if path.is_dir() {
+            if !path.is_symlink() && path.is_dir() {
                 open.push(path);
             }
         }
     }
     names.sort();
-    let epoch = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
-    for name in &names {
-        let path = root.join(name);
-        File::open(&path)
-            .and_then(|file| file.set_times(FileTimes::new().set_modified(epoch)))
-            .with_context(|| format!("setting the time of {}", path.display()))?;
-    }
+    Tool::new("find", PACK_LIMIT)
+        .arg(root)
+        .args(["-exec", "touch", "-h", "-d", "@1", "{}", "+"])
+        .run()?;
     Ok(names)
 }
 

@@ -15,6 +15,7 @@ use crate::initrd::{self, Initrd};
 use crate::packages::kernel::{self, Flavour, Kernel};
 use crate::publisher::{Key, Publisher, Served};
 use crate::qemu::accel::{self, Accelerator};
+use crate::stage_1;
 use crate::system::{Builder, Spec, System, busybox_static};
 use crate::workspace::Workspace;
 
@@ -60,6 +61,7 @@ pub struct Lab {
     systems: Mutex<()>,
     served: [Once<Served>; 2],
     cached: Once<Disk>,
+    stage_1: [Once<PathBuf>; 2],
 }
 
 impl Lab {
@@ -79,6 +81,7 @@ impl Lab {
             systems: Mutex::default(),
             served: [Once::new(), Once::new()],
             cached: Once::new(),
+            stage_1: [Once::new(), Once::new()],
         })
     }
 
@@ -120,6 +123,16 @@ impl Lab {
             self.publisher()?.image(&system.image, &dir, CHANNEL, &self.key()?)?;
             Ok(Served::at(&dir))
         })
+    }
+
+    /// What all initrds with the systemd of `flavour` have in common.
+    pub fn stage_1(&self, flavour: stage_1::Flavour) -> Result<PathBuf> {
+        let [debian_12, newest] = &self.stage_1;
+        let place = match flavour {
+            stage_1::Flavour::Debian12 => debian_12,
+            stage_1::Flavour::Newest => newest,
+        };
+        place.get(|| stage_1::packed(&self.workspace.vm(), &self.kernel, flavour))
     }
 
     /// The configuration that most boots have; `changes` are put over it, setting by setting.
@@ -165,7 +178,7 @@ impl Lab {
 }
 
 /// Puts `changes` over `config`: objects are merged, everything else is replaced, null removes.
-fn merge(config: &mut Value, changes: &Value) {
+pub fn merge(config: &mut Value, changes: &Value) {
     let (Some(fields), Some(changes)) = (config.as_object_mut(), changes.as_object()) else {
         *config = changes.clone();
         return;

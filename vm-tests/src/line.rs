@@ -90,9 +90,12 @@ impl Line {
         self.address.port()
     }
 
-    /// Stops everything once `bytes` have gone to the machine since the line was opened.
+    /// Stops everything once `bytes` have gone to the machine since the line was opened. A line that stands goes on if it may.
     pub fn hold_at(&self, bytes: u64) {
-        self.shared.lock().hold_at = Some(bytes);
+        let mut state = self.shared.lock();
+        state.hold_at = Some(bytes);
+        state.held = false;
+        self.shared.changed.notify_all();
     }
 
     /// Waits until the line has stopped.

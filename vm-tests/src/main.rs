@@ -20,6 +20,7 @@ mod qemu;
 mod runner;
 mod scenario;
 mod server;
+mod stage_1;
 mod system;
 mod trial;
 mod workspace;

@@ -15,7 +15,7 @@ use crate::evaluation;
 use crate::fuzz;
 use crate::lab::Lab;
 use crate::layer::{self, Layer};
-use crate::scenario::{self, Scenario};
+use crate::scenario::{self, Test};
 use crate::workspace::Workspace;
 
 /// Compiling everything with the publishing side from nothing, and running it.
@@ -166,6 +166,14 @@ const LINTS: &[(&str, &str, &[&str])] = &[
     ),
     ("shell", "sh", &["-n", "vm-tests/run"]),
     ("ci", "sh", &["-n", ".ci/run"]),
+    (
+        "guest scripts",
+        "sh",
+        &[
+            "-c",
+            "for script in vm-tests/guest/*.sh vm-tests/guest/*/*.sh; do sh -n \"$script\" || exit; done",
+        ],
+    ),
 ];
 
 fn lint(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
@@ -304,8 +312,8 @@ fn boots(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
         let named = options
             .filter
             .as_ref()
-            .is_none_or(|text| scenario.name.contains(text) || scenario.folder.contains(text));
-        match (named, scenario.nightly && !options.nightly) {
+            .is_none_or(|text| scenario.name().contains(text) || scenario.folder().contains(text));
+        match (named, scenario.nightly() && !options.nightly) {
             (false, _) => {}
             (true, true) => counts.skipped += 1,
             (true, false) => wanted.push_back(scenario),
@@ -324,7 +332,7 @@ fn boots(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(scenario) = next else { return };
-                    let one = attempt(scenario, &lab);
+                    let one = attempt(&scenario, &lab);
                     total.lock().unwrap_or_else(PoisonError::into_inner).add(one);
                 }
             });
@@ -333,23 +341,21 @@ fn boots(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
     Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn attempt(scenario: &Scenario, lab: &Lab) -> Counts {
+fn attempt(scenario: &Test, lab: &Lab) -> Counts {
     let started = Instant::now();
+    let (folder, name) = (scenario.folder(), scenario.name());
     let result = scenario.run(lab);
     let seconds = started.elapsed().as_secs_f64();
     match result {
         Ok(()) => {
-            eprintln!("ok      {:<20} {} ({seconds:.1} s)", scenario.folder, scenario.name);
+            eprintln!("ok      {folder:<20} {name} ({seconds:.1} s)");
             Counts {
                 passed: 1,
                 ..Counts::default()
             }
         }
         Err(error) => {
-            eprintln!(
-                "FAILED  {:<20} {} ({seconds:.1} s)\n        logs: target/vm/logs/{}\n{error:#}\n",
-                scenario.folder, scenario.name, scenario.folder
-            );
+            eprintln!("FAILED  {folder:<20} {name} ({seconds:.1} s)\n        logs: target/vm/logs/{folder}\n{error:#}\n");
             Counts {
                 failed: 1,
                 ..Counts::default()
@@ -444,7 +450,7 @@ mod tests {
 
     #[test]
     fn boot_tests_have_folders_of_their_own() {
-        let mut folders: Vec<&str> = scenario::all().iter().map(|scenario| scenario.folder).collect();
+        let mut folders: Vec<String> = scenario::all().iter().map(Test::folder).collect();
         let count = folders.len();
         folders.sort_unstable();
         folders.dedup();

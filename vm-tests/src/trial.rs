@@ -10,11 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::disk::Disk;
-use crate::lab::Lab;
+use crate::lab::{self, Lab};
 use crate::publisher::Served;
 use crate::qemu::console::Listener;
 use crate::qemu::{Machine, Nic, Vm};
 use crate::server::Server;
+use crate::stage_1::{Flavour, Stage1};
 use crate::system::System;
 
 /// How long one boot may take with KVM, download, shutdown and all.
@@ -27,13 +28,24 @@ pub struct Trial<'a> {
     pub lab: &'a Lab,
     /// Its folder.
     pub dir: PathBuf,
+    flavour: Flavour,
 }
 
 impl<'a> Trial<'a> {
     /// Begins the trial `name` with an empty folder.
     pub fn new(lab: &'a Lab, name: &str) -> Result<Self> {
+        Self::with(lab, name, Flavour::Debian12)
+    }
+
+    /// The same with another systemd, where one is stage 1.
+    pub fn with(lab: &'a Lab, name: &str, flavour: Flavour) -> Result<Self> {
         let dir = lab.workspace.log_dir(name)?;
-        Ok(Self { lab, dir })
+        Ok(Self { lab, dir, flavour })
+    }
+
+    /// systemd's stage 1 of this trial.
+    pub fn stage_1(&self) -> Stage1 {
+        Stage1::new(self.flavour)
     }
 
     /// Serves `served` on loopback.
@@ -101,6 +113,7 @@ impl<'a> Trial<'a> {
             script: None,
             listener: None,
             life: BOOT_LIFE,
+            stage_1: None,
         }
     }
 }
@@ -117,6 +130,7 @@ pub struct Boot<'a> {
     script: Option<String>,
     listener: Option<Listener>,
     life: Duration,
+    stage_1: Option<Stage1>,
 }
 
 impl<'a> Boot<'a> {
@@ -136,6 +150,15 @@ impl<'a> Boot<'a> {
     pub fn consoles(mut self, consoles: &str) -> Self {
         consoles.clone_into(&mut self.consoles);
         self
+    }
+
+    /// Has systemd be stage 1, with the agent as a unit in it.
+    pub fn systemd(mut self, stage_1: Stage1) -> Self {
+        let words = stage_1.words();
+        // Two systemds start, where the agent alone needs a second.
+        self.life = BOOT_LIFE * 2;
+        self.stage_1 = Some(stage_1);
+        self.words(words)
     }
 
     /// Plugs in a network card and names the server, by its port on the host.
@@ -189,10 +212,22 @@ impl<'a> Boot<'a> {
     }
 
     /// Powers on with the agent's initrd; `name` begins the names of its logs.
-    pub fn start(self, name: &str) -> Result<Vm> {
+    pub fn start(mut self, name: &str) -> Result<Vm> {
+        if self.stage_1.is_some() && !self.words.iter().any(|words| words.contains("init=")) {
+            // As generated command lines have it in channel mode.
+            self = self.words("init=/nix/.freshroot/init");
+        }
         let initrd = self.trial.dir.join(format!("{name}-initrd"));
-        let config = self.trial.lab.config(&self.config)?;
-        self.trial.lab.initrd(&config, &initrd)?;
+        let lab = self.trial.lab;
+        match &self.stage_1 {
+            None => lab.initrd(&lab.config(&self.config)?, &initrd)?,
+            Some(stage_1) => {
+                let mut changes = Stage1::config();
+                lab::merge(&mut changes, &self.config);
+                let config = lab.config(&changes)?;
+                stage_1.build(lab, &config, &initrd)?;
+            }
+        }
         self.start_with(name, &initrd)
     }
 

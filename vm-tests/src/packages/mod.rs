@@ -1,6 +1,7 @@
 //! Debian packages of the guest: downloaded and unpacked, never installed.
 
 pub mod kernel;
+pub mod suite;
 
 use std::fs;
 use std::path::{Path, PathBuf};

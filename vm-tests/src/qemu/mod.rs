@@ -39,6 +39,8 @@ pub struct Nic {
     pub carrier: bool,
     /// Whether the network has IPv4.
     pub ipv4: bool,
+    /// Whether nobody else is on the network, not even a DHCP server.
+    pub mute: bool,
 }
 
 impl Nic {
@@ -48,6 +50,7 @@ impl Nic {
             mac: "52:54:00:12:34:56".to_owned(),
             carrier: true,
             ipv4: true,
+            mute: false,
         }
     }
 }
@@ -176,9 +179,14 @@ impl Machine {
             add("-device", format!("virtio-blk-pci,drive=disk{number},serial={serial}"));
         }
         for (number, nic) in self.nics.iter().enumerate() {
-            let Nic { mac, ipv4, .. } = nic;
-            let family = if *ipv4 { "" } else { ",ipv4=off,ipv6=on" };
-            add("-netdev", format!("user,id=net{number}{family}"));
+            let Nic { mac, ipv4, mute, .. } = nic;
+            let network = match (mute, ipv4) {
+                // A hub with nothing else on it.
+                (true, _) => format!("hubport,hubid={number},id=net{number}"),
+                (false, true) => format!("user,id=net{number}"),
+                (false, false) => format!("user,id=net{number},ipv4=off,ipv6=on"),
+            };
+            add("-netdev", network);
             add(
                 "-device",
                 format!("virtio-net-pci,id=nic{number},netdev=net{number},mac={mac},romfile="),

@@ -8,12 +8,14 @@ mod kinds;
 mod memory;
 mod network;
 mod stage_2;
+mod systemd;
 pub mod warm;
 
 use anyhow::{Result, ensure};
 
 use crate::lab::Lab;
 use crate::qemu::{End, Vm};
+use crate::stage_1::Flavour;
 use crate::trial::Trial;
 
 /// A boot test.
@@ -24,6 +26,8 @@ pub struct Scenario {
     pub folder: &'static str,
     /// Whether it runs only in the nightly layer, since it takes long.
     pub nightly: bool,
+    /// Whether the newest systemd runs it in every run, and not only in the nightly layer.
+    pub newest: bool,
     run: fn(&Trial<'_>) -> Result<()>,
 }
 
@@ -33,6 +37,7 @@ impl Scenario {
             name,
             folder,
             nightly: false,
+            newest: false,
             run,
         }
     }
@@ -43,17 +48,52 @@ impl Scenario {
         self
     }
 
+    /// Runs it with the newest systemd too.
+    const fn with_newest(mut self) -> Self {
+        self.newest = true;
+        self
+    }
+}
+
+/// A boot test with the systemd that is stage 1 in it, if one is.
+pub struct Test {
+    scenario: &'static Scenario,
+    flavour: Flavour,
+}
+
+impl Test {
+    /// A sentence about the behaviour.
+    pub fn name(&self) -> String {
+        match self.flavour {
+            Flavour::Debian12 => self.scenario.name.to_owned(),
+            Flavour::Newest => format!("{} (Debian's newest systemd)", self.scenario.name),
+        }
+    }
+
+    /// Name of its folder below `target/vm/logs`.
+    pub fn folder(&self) -> String {
+        match self.flavour {
+            Flavour::Debian12 => self.scenario.folder.to_owned(),
+            Flavour::Newest => format!("{}-newest", self.scenario.folder),
+        }
+    }
+
+    /// Whether it runs only in the nightly layer.
+    pub fn nightly(&self) -> bool {
+        self.scenario.nightly || (self.flavour == Flavour::Newest && !self.scenario.newest)
+    }
+
     /// Runs it in a folder of its own.
     pub fn run(&self, lab: &Lab) -> Result<()> {
-        let trial = Trial::new(lab, self.folder)?;
-        (self.run)(&trial)?;
+        let trial = Trial::with(lab, &self.folder(), self.flavour)?;
+        (self.scenario.run)(&trial)?;
         trial.tidy()
     }
 }
 
 /// Every boot test, in the order in which they are started.
-pub fn all() -> Vec<&'static Scenario> {
-    [
+pub fn all() -> Vec<Test> {
+    let plain = [
         baseline::ALL,
         warm::ALL,
         cut::ALL,
@@ -63,10 +103,19 @@ pub fn all() -> Vec<&'static Scenario> {
         memory::ALL,
         kinds::ALL,
         stage_2::ALL,
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    ];
+    let of = |groups: &[&'static [Scenario]], flavour| -> Vec<Test> {
+        groups
+            .iter()
+            .flat_map(|group| group.iter())
+            .map(|scenario| Test { scenario, flavour })
+            .collect()
+    };
+    let mut all = of(&plain, Flavour::Debian12);
+    for flavour in [Flavour::Debian12, Flavour::Newest] {
+        all.extend(of(systemd::ALL, flavour));
+    }
+    all
 }
 
 /// Waits for a boot that must fail: it powers off as the usual configuration says, after it has said all of `words` and without booting a system.

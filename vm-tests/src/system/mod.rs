@@ -26,11 +26,23 @@ const REPORT_UNIT: &str = include_str!("../../guest/demo-report.service");
 const MASKED: &[&str] = &[
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "fstrim.timer",
+    "getty-static.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
     "systemd-networkd.service",
+    "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-update-utmp-runlevel.service",
+    "systemd-update-utmp.service",
 ];
 /// Debian packages that a generation brings as store paths of their own; the second has one more.
 const EXTRAS: [&[&str]; 2] = [&["hello"], &["hello", "tree"]];
@@ -219,7 +231,7 @@ impl<'a> Builder<'a> {
 
     fn toplevel(&self, spec: Spec, parts: &Parts<'_>) -> Result<StorePath> {
         let version = format!("26.05.demo.{}", spec.generation);
-        let flavour = format!("{:?} {}", spec.kind, spec.padded);
+        let flavour = format!("2 {:?} {}", spec.kind, spec.padded);
         let recipe: Vec<&[u8]> = [ACTIVATE, &flavour, &version]
             .iter()
             .map(|text| text.as_bytes())
@@ -239,7 +251,9 @@ impl<'a> Builder<'a> {
             match spec.kind {
                 Kind::PrepareRoot => {
                     script(&dir.join("prepare-root"), &activate)?;
-                    link(&systemd, "init")?;
+                    // A copy, as NixOS makes it: find-closure follows links, and takes the folder of what it comes to.
+                    let program = self.staging.host(parts.userland).join("usr/lib/systemd/systemd");
+                    copy(&program, &dir.join("init"))?;
                 }
                 Kind::Scripted => script(&dir.join("init"), &format!("{activate}exec {systemd} \"$@\"\n"))?,
             }
