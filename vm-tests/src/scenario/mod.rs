@@ -4,11 +4,13 @@ pub mod baseline;
 mod cut;
 mod disks;
 mod fallback;
+mod iso;
 mod kinds;
 mod memory;
 mod network;
 mod stage_2;
 pub mod warm;
+mod ways;
 
 use anyhow::{Result, ensure};
 
@@ -63,6 +65,8 @@ pub fn all() -> Vec<&'static Scenario> {
         memory::ALL,
         kinds::ALL,
         stage_2::ALL,
+        ways::ALL,
+        iso::ALL,
     ]
     .into_iter()
     .flatten()
