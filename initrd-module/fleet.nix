@@ -42,10 +42,10 @@ runCommand "freshroot-served"
         cp -r --no-preserve=mode ${served}/. "$out/"
       ''
     ) hosts}
-    rm -f "$out/kexec-boot"
-    ${lib.concatMapStrings (host: ''
-      cp ${(configOf host).system.build.freshroot.served}/kexec-boot "$out/netboot/${channelOf host}.kexec-boot"
-    '') hosts}
+    # Each channel has its own in netboot/; without a name stand those of the first one, as netboot.ipxe has it.
+    cp --no-preserve=mode ${first.system.build.freshroot.served}/pixiecore.json "$out/pixiecore.json"
+    cp ${first.system.build.freshroot.served}/kexec-boot "$out/kexec-boot"
+    chmod +x "$out/kexec-boot" "$out"/netboot/*.kexec-boot
     cp ${
       writeText "netboot.ipxe" (
         fresh.ipxeEntry {

@@ -95,6 +95,8 @@ rec {
     "cache.path"
     "cache.wait"
     "cache.keep"
+    "media.device"
+    "media.path"
     "root.tmpfsSize"
     "store.tmpfsSize"
     "store.rwDevice"
@@ -130,10 +132,7 @@ rec {
   ];
 
   # Agreed with the agent and not in docs/settings.md yet. Rendered only where set, because an agent that does not know them refuses them.
-  pendingNames = [
-    "media.device"
-    "media.path"
-  ];
+  pendingNames = [ ];
 
   # The values of the options, by the names of the JSON file; what is null is left out. No empty list is left out: it may override a default.
   settingsOf =

@@ -257,7 +257,7 @@ in
       device = setting device "none" ''
         A local medium, such as an ISO or a USB stick, with a served folder. It is looked at before {option}`boot.freshroot.url`; signatures are checked all the same.
       '';
-      path = setting types.str "`/`" "The served folder on it.";
+      path = setting types.str "`freshroot`" "The served folder on it.";
     };
 
     kernel = {

@@ -33,6 +33,8 @@ pub enum Source {
     Network,
     /// Over the network, in this boot, into RAM.
     Ram,
+    /// From a medium, where it is used in place.
+    Medium,
 }
 
 /// The last decision.
@@ -262,6 +264,7 @@ impl std::fmt::Display for Report {
                 Source::Cache => "cache",
                 Source::Network => "network, and kept in the cache",
                 Source::Ram => "network, kept in RAM for this boot",
+                Source::Medium => "medium, which is in use",
             };
             writeln!(f, "source:    {source}")?;
         }

@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use freshroot::boot::medium::mount_medium;
 use freshroot::mode::Mode;
 use freshroot::mount::entry::{DeviceFs, FileSystemEntry, MountEntry};
 use freshroot::mount::loop_device::{LoopDevice, LoopOptions};
@@ -551,4 +552,52 @@ fn api_file_systems_are_mounted_once() {
     freshroot::mount::api_fs::mount_api_file_systems(&root, &mut log).unwrap();
     assert_eq!(log.mounts().len(), 4, "a second call mounted something again");
     assert!(log.undo().is_empty());
+}
+
+/// ISO 9660 is left to the boots: few kernels of build machines have it.
+#[test]
+fn a_medium_is_mounted_for_reading_alone_and_an_image_on_it_in_place() {
+    let _alone = private_mounts();
+    for mkfs in ["ext4", "squashfs"] {
+        let dir = tempfile::tempdir().unwrap();
+        let content = dir.path().join("content/freshroot/images");
+        fs::create_dir_all(&content).unwrap();
+        fs::copy(image(dir.path()), content.join("store.squashfs")).unwrap();
+        let root = dir.path().join("content");
+        let path = if mkfs == "ext4" {
+            let path = disk(dir.path(), "disk", 16);
+            run("mkfs.ext4", &["-q", "-d", root.to_str().unwrap(), path.to_str().unwrap()]);
+            path
+        } else {
+            let path = dir.path().join("disk");
+            run(
+                "mksquashfs",
+                &[root.to_str().unwrap(), path.to_str().unwrap(), "-quiet", "-no-progress"],
+            );
+            path
+        };
+        let before = fs::read(&path).unwrap();
+        let device = attach(&path, LoopOptions::default());
+        let at = dir.path().join("media");
+        mount_medium(device.path(), mkfs, &at).unwrap();
+        assert!(!is_writable(&at.join("freshroot")));
+        let mount = mounts_below(&at).pop().unwrap();
+        for option in ["ro", "nosuid", "nodev", "noexec"] {
+            assert!(mount.split([' ', ',']).any(|word| word == option), "{option}: {mount}");
+        }
+        let sysroot = dir.path().join("sysroot");
+        let mut log = MountLog::new();
+        system::mount_root(&sysroot, &"64M".parse().unwrap(), &mut log).unwrap();
+        let image = File::open(at.join("freshroot/images/store.squashfs")).unwrap();
+        system::mount_image(&sysroot, Path::new("/dev"), image.as_fd(), true, &mut log).unwrap();
+        assert!(sysroot.join("nix/.ro-store/nix-path-registration").exists());
+        drop((image, device));
+        run("umount", &["-R", sysroot.to_str().unwrap()]);
+        run("umount", &[at.to_str().unwrap()]);
+        assert!(fs::read(&path).unwrap() == before, "the medium was changed");
+        assert_no_loops_of(dir.path());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let error = mount_medium(Path::new("/dev/null"), "ntfs", &dir.path().join("media")).unwrap_err();
+    assert!(error.to_string().contains("holds ntfs"), "{error:#}");
 }

@@ -135,6 +135,37 @@ impl Disk {
         Ok(())
     }
 
+    /// Copies the files of the folder `from` into the new folder `to` of an ext4 disk.
+    pub fn put(&self, from: &Path, to: &str) -> Result<()> {
+        let mut requests = String::new();
+        for (at, _) in to.match_indices('/').filter(|(at, _)| *at > 0) {
+            requests += &format!("mkdir {}\n", &to[..at]);
+        }
+        requests += &format!("mkdir {to}\n");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(from).with_context(|| format!("listing {}", from.display()))? {
+            let path = entry.with_context(|| format!("listing {}", from.display()))?.path();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .context("a file name is not UTF-8")?;
+            requests += &format!("write {} {to}/{name}\n", path.display());
+            names.push(name.to_owned());
+        }
+        let script = tempfile::NamedTempFile::new().context("making a file for debugfs")?;
+        fs::write(script.path(), requests).context("writing the file for debugfs")?;
+        Tool::new("debugfs", READ_LIMIT)
+            .args(["-w", "-f"])
+            .args([script.path(), &self.path])
+            .run()?;
+        // debugfs succeeds whatever its requests do.
+        names.sort();
+        if self.list(to)? != names {
+            bail!("debugfs did not copy {} to {to} of {}", from.display(), self.path.display());
+        }
+        Ok(())
+    }
+
     /// Whether an ext4 disk was left clean: unmounted or read-only, with an empty journal.
     pub fn is_clean(&self) -> Result<bool> {
         let shown = Tool::new("dumpe2fs", LIMIT).arg("-h").arg(&self.path).env("LC_ALL", "C").text()?;
@@ -204,6 +235,10 @@ mod tests {
         assert_eq!(disk.read("/images/a").unwrap(), b"one");
         assert!(disk.read("/images/b").is_err());
         disk.overwrite("/images/a", b"two").unwrap();
+        fs::write(content.join("b"), "three").unwrap();
+        disk.put(&content, "/boot/x").unwrap();
+        assert_eq!(disk.list("/boot/x").unwrap(), ["a", "b"]);
+        assert_eq!(disk.read("/boot/x/b").unwrap(), b"three");
         let digests = disk.digests(&["/images"]).unwrap();
         assert_eq!(digests.len(), 1);
         assert!(digests[0].1.starts_with("3fc4ccfe7458"), "{digests:?}");

@@ -152,12 +152,17 @@ impl Lab {
 
     /// The initrd with the agent and `config`, at `out`.
     pub fn initrd(&self, config: &Value, out: &Path) -> Result<()> {
+        self.initrd_with(config, &[], out)
+    }
+
+    /// The same with `more` kernel modules.
+    pub fn initrd_with(&self, config: &Value, more: &[&str], out: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(config).context("writing the configuration")?;
         Initrd::new()
             .file("/init", &self.agent()?, 0o755)
             .text("/etc/freshroot/config.json", &text, 0o644)
             .file("/bin/sh", &busybox_static(&self.workspace.vm())?, 0o755)
-            .build(&self.kernel, initrd::MODULES, out)
+            .build(&self.kernel, &[initrd::MODULES, more].concat(), out)
     }
 
     /// An empty cache disk at `path`.

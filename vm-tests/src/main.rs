@@ -1,6 +1,7 @@
 //! Boots freshroot in QEMU: the demo, the tests and the benchmark. Started by the script `run`, which installs what is missing.
 
 mod bench;
+mod boot_loader;
 mod build;
 mod cli;
 mod command;

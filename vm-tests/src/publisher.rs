@@ -20,6 +20,19 @@ pub struct Key {
     pub public: String,
 }
 
+/// What a machine boots from.
+#[derive(Debug, Clone, Copy)]
+pub struct Bootable<'a> {
+    /// The kernel.
+    pub kernel: &'a Path,
+    /// The initrd.
+    pub initrd: &'a Path,
+    /// Words for the command line.
+    pub words: &'a str,
+    /// More options of `image`.
+    pub more: &'a [&'a str],
+}
+
 /// The program.
 #[derive(Debug, Clone)]
 pub struct Publisher {
@@ -53,6 +66,29 @@ impl Publisher {
             .args(["--channel", channel, "--key"])
             .arg(&key.secret)
             .run()
+    }
+
+    /// As [`Publisher::image`], with what machines boot from: kernel, initrd, the words of their command line, and more options.
+    pub fn bootable(&self, image: &Path, out: &Path, channel: &str, key: &Key, boot: &Bootable<'_>) -> Result<()> {
+        self.tool()
+            .arg("image")
+            .arg(image)
+            .arg("--out")
+            .arg(out)
+            .args(["--channel", channel, "--key"])
+            .arg(&key.secret)
+            .arg("--kernel")
+            .arg(boot.kernel)
+            .arg("--initrd")
+            .arg(boot.initrd)
+            .args(["--kernel-params", boot.words])
+            .args(boot.more)
+            .run()
+    }
+
+    /// Runs the program with `arguments` after the served folder: a command that keeps it.
+    pub fn keep(&self, command: &str, folder: &Path, arguments: &[&str]) -> Result<()> {
+        self.tool().arg(command).arg(folder).args(arguments).run()
     }
 
     fn tool(&self) -> Tool {

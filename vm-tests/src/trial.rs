@@ -100,6 +100,12 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
+    /// Powers `machine` on, for boots that QEMU's own loader has no part in; its life is `times` the usual one.
+    pub fn power_on(&self, machine: Machine, name: &str, times: u32) -> Result<Vm> {
+        let accelerator = self.lab.accelerator;
+        machine.start(accelerator, &self.dir, name, BOOT_LIFE * times * accelerator.patience())
+    }
+
     /// A boot with the usual configuration.
     pub fn boot(&self) -> Boot<'_> {
         Boot {
@@ -259,10 +265,16 @@ impl<'a> Boot<'a> {
         if scripted {
             booted.read_script(&mut vm)?;
         }
-        let end = vm.wait_end()?;
-        ensure!(end == crate::qemu::End::PoweredOff, "the machine did not power off but {end:?}");
+        must_power_off(&mut vm)?;
         Ok(booted)
     }
+}
+
+/// Waits for the end of a machine that powers off.
+pub fn must_power_off(vm: &mut Vm) -> Result<()> {
+    let end = vm.wait_end()?;
+    ensure!(end == crate::qemu::End::PoweredOff, "the machine did not power off but {end:?}");
+    Ok(())
 }
 
 /// What the demo system said.

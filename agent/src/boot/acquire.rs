@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 use super::Stage;
 use super::deadline::{Deadline, NO_DEADLINE};
 use super::download::{Download, verify_cached};
-use super::generations::{Generations, seconds_now};
+use super::generations::{Entry, Generations, seconds_now};
+use super::medium::Medium;
 use super::online::Online;
 use super::ram;
 use super::ticker::Teller;
@@ -48,6 +49,9 @@ pub struct Acquire<'a> {
     ram: Option<ram::RamStore>,
     ram_place: PathBuf,
     deadline: &'a Deadline,
+    medium: Option<Medium>,
+    /// An image on the medium was handed out.
+    medium_used: bool,
     generations: Generations,
     answer: Answer,
     /// The answer was waited for only as long as there was something else to boot.
@@ -88,6 +92,8 @@ impl<'a> Acquire<'a> {
             ram: None,
             ram_place: root.join("run/freshroot/ram"),
             deadline: &NO_DEADLINE,
+            medium: None,
+            medium_used: false,
             generations,
             answer: Answer::NotAsked,
             hurried: false,
@@ -104,6 +110,16 @@ impl<'a> Acquire<'a> {
             online: self.online.within(&stage.deadline),
             ..self
         }
+    }
+
+    /// Takes what is on a medium into account, as if a server had answered it.
+    pub fn add_medium(&mut self, medium: Medium, report: &mut Report) {
+        let learnt = medium.answer(self.wanted).map_err(|error| format!("{error:#}"));
+        if let Err(why) = learnt.and_then(|known| self.generations.add(known, self.wanted)) {
+            report.warn(format!("the medium has no valid answer: {why}"));
+        }
+        self.generations.look_at(&medium.images);
+        self.medium = Some(medium);
     }
 
     /// Decides and acts until an image is ready.
@@ -129,11 +145,11 @@ impl<'a> Acquire<'a> {
                     };
                 }
                 Next::Verify(digest) => {
-                    let outcome = report.step("verify", |_| self.verify(*digest));
-                    if let Ok(BootImage::Unverified(_)) = &outcome {
-                        report.warn("the image is NOT verified (verify = size): damage and tampering on the cache disk go unseen");
+                    let outcome = report.step("verify", |report| self.verify(*digest, report));
+                    if let Ok((BootImage::Unverified(_), _)) = &outcome {
+                        report.warn("the image is NOT verified (verify = size): damage and tampering on the disk go unseen");
                     }
-                    self.note(*digest, outcome.map(|image| (image, None)), report);
+                    self.note(*digest, outcome, report);
                 }
                 Next::Fetch(digest) => {
                     let outcome = report.step("fetch", |report| self.fetch(*digest, report));
@@ -170,7 +186,8 @@ impl<'a> Acquire<'a> {
     pub fn count_try(&self, acquired: &Acquired, report: &mut Report) {
         let allowed = self.settings.policy.tries;
         let manifest = acquired.known.authorised.digest();
-        if allowed == 0 {
+        // What a medium holds is not the cache's to count.
+        if allowed == 0 || acquired.source == report::Source::Medium {
             return;
         }
         if self.generations.is_spent(manifest, allowed) {
@@ -190,14 +207,17 @@ impl<'a> Acquire<'a> {
         }
     }
 
-    /// Ends what was begun: the network is taken down, and the cache may be used by others. An image in RAM stays if it was `booted`, and is
-    /// given up otherwise, so that the next try finds the memory free.
+    /// Ends what was begun: the network is taken down, and the cache may be used by others. An image in RAM or on a medium stays if it was `booted`, and is
+    /// given up otherwise, so that the next try finds the memory and the medium free.
     ///
     /// # Errors
     /// If the network could not be taken down as it came up.
     pub fn close(self, booted: bool) -> Result<()> {
         if let Some(store) = self.ram.filter(|_| booted) {
             store.keep();
+        }
+        if let Some(medium) = self.medium.filter(|_| booted && self.medium_used) {
+            medium.keep();
         }
         self.online.close()
     }
@@ -229,11 +249,15 @@ impl<'a> Acquire<'a> {
     fn take(&mut self, digest: Digest) -> Option<Acquired> {
         let entry = self.generations.get_mut(digest)?;
         match entry.ready.take() {
-            Some(image) => Some(Acquired {
-                image,
-                known: entry.known.clone(),
-                source: entry.fetched.unwrap_or(report::Source::Cache),
-            }),
+            Some(image) => {
+                let source = entry.fetched.unwrap_or(report::Source::Cache);
+                self.medium_used = source == report::Source::Medium;
+                Some(Acquired {
+                    image,
+                    known: entry.known.clone(),
+                    source,
+                })
+            }
             None => {
                 // It was taken once already: it has to be verified again.
                 entry.image = ImageState::Unchecked;
@@ -281,13 +305,33 @@ impl<'a> Acquire<'a> {
             mirrors: &self.settings.urls,
         };
         let ask = || self.generations.ask(&source, self.wanted, deadline, self.disk.as_ref());
-        self.deadline.moved_within(limit, ask)
+        let answer = self.deadline.moved_within(limit, ask);
+        if let Some(medium) = &self.medium {
+            self.generations.look_at(&medium.images);
+        }
+        answer
     }
 
-    fn verify(&self, digest: Digest) -> Result<BootImage> {
+    /// The image from whoever holds a good copy: a medium may have one where the cache's is damaged.
+    fn verify(&self, digest: Digest, report: &mut Report) -> Result<(BootImage, Option<report::Source>)> {
         let entry = self.generations.get(digest)?;
         let image = &entry.known.authorised.manifest().image;
-        let cache = self.holder(image).context("no cache holds the image")?;
+        let mut damaged = None;
+        for (cache, source) in self.holders(image) {
+            if let Some(error) = damaged.take() {
+                report.warn(format!("{}: {error:#}", name_of(&entry.known.authorised)));
+            }
+            match self.verify_in(cache, entry) {
+                Ok(image) => return Ok((image, source)),
+                Err(error) => damaged = Some(error),
+            }
+        }
+        Err(damaged.unwrap_or_else(|| anyhow::anyhow!("no cache holds the image")))
+    }
+
+    fn verify_in(&self, cache: &Cache, entry: &Entry) -> Result<BootImage> {
+        let authorised = &entry.known.authorised;
+        let image = &authorised.manifest().image;
         if self.settings.verify == Verify::Size && !entry.doubted {
             let file = cache.open_image(image.sha256)?;
             return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
@@ -296,7 +340,7 @@ impl<'a> Acquire<'a> {
         // The generation may be missing beside an image that a power cut left behind. A disk that is full or failing is no reason against a
         // good image.
         if cache.writable()
-            && !cache.has_generation(digest)
+            && !cache.has_generation(authorised.digest())
             && let Err(error) = cache.commit_generation(&entry.known.generation)
         {
             log::warn!("the generation is not kept, the image boots all the same: {error:#}");
@@ -304,11 +348,12 @@ impl<'a> Acquire<'a> {
         Ok(BootImage::Verified(verified))
     }
 
-    fn holder(&self, image: &Image) -> Option<&Cache> {
-        [self.disk.as_ref(), self.ram.as_ref().map(|store| &store.cache)]
-            .into_iter()
-            .flatten()
-            .find(|cache| cache.held(image) == Held::Whole)
+    /// Who holds the whole image, the nearest first, and where an image from there comes from if not from the cache.
+    fn holders(&self, image: &Image) -> impl Iterator<Item = (&Cache, Option<report::Source>)> {
+        let ram = self.ram.as_ref().map(|store| (&store.cache, None));
+        let medium = self.medium.as_ref().map(|medium| (&medium.images, Some(report::Source::Medium)));
+        let all = [self.disk.as_ref().map(|cache| (cache, None)), ram, medium];
+        all.into_iter().flatten().filter(|(cache, _)| cache.held(image) == Held::Whole)
     }
 
     fn fetch(&mut self, digest: Digest, report: &mut Report) -> Result<(BootImage, report::Source)> {
@@ -333,7 +378,9 @@ impl<'a> Acquire<'a> {
         };
         let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
             Some(cache) => {
-                let known = self.generations.known();
+                // What is known from a medium takes no room in the cache.
+                let mut known = self.generations.known();
+                known.retain(|known| self.medium.is_none() || cache.has_generation(known.authorised.digest()));
                 let protected: Vec<Digest> = bootable
                     .into_iter()
                     .chain([digest])
@@ -352,8 +399,8 @@ impl<'a> Acquire<'a> {
             }
             None => false,
         };
-        // With something on the disk that boots, RAM is not spent on what the disk has no room for.
-        anyhow::ensure!(on_disk || bootable.is_none(), "the cache has no room for it");
+        // With something on the disk that boots, RAM is not spent on what the disk has no room for. Beside a medium alone, RAM is where images are kept.
+        anyhow::ensure!(on_disk || bootable.is_none() || self.disk.is_none(), "the cache has no room for it");
         if !on_disk {
             self.ram = None;
             self.ram = Some(ram::RamStore::make(self.root, &self.ram_place, &image)?);

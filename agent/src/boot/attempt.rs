@@ -8,6 +8,7 @@ use super::acquire::{Acquire, Acquired};
 use super::cache_disk::{cache_folder, mount_cache, open_cache};
 use super::disks::Disks;
 use super::failing::keep_report;
+use super::medium::Medium;
 use super::system;
 use super::{ROOT, Stage};
 use crate::cache::Cache;
@@ -83,6 +84,9 @@ pub(super) fn attempt<T>(
     }
     let cache = find_cache(stage, settings, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);
+    if let Some(medium) = Medium::find(&stage.media(), settings, &mut disks, report) {
+        acquire.add_medium(medium, report);
+    }
     let built = Build {
         stage,
         settings,

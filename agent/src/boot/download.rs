@@ -24,9 +24,10 @@ pub fn verify_cached(teller: Teller<'_>, deadline: &Deadline, cache: &Cache, ima
         Some(index) => verify_image(file, &index, &|done| progress.reach(done)).map_err(|damage| {
             let error = damage.error.map(|error| format!(" ({error})")).unwrap_or_default();
             anyhow::anyhow!(
-                "the cached image is damaged: {} of {} chunks are not what the signed index says{error}",
-                damage.chunks.len(),
-                index.chunks().len()
+                "the image in {} is damaged: of its {} chunks, {} not what the signed index says{error}",
+                cache.folder().display(),
+                index.chunks().len(),
+                chunk_names(&damage.chunks)
             )
         }),
         // Without its index, the whole digest on one core does as well.
@@ -43,6 +44,18 @@ pub fn verify_cached(teller: Teller<'_>, deadline: &Deadline, cache: &Cache, ima
     while_telling(teller, &|| format!("verifying: {progress}"), || {
         deadline.moved_by(&progress, verify)
     })
+}
+
+/// The first few of damaged chunks, by their numbers.
+fn chunk_names(chunks: &[u32]) -> String {
+    const MOST: usize = 8;
+    let first: Vec<String> = chunks.iter().take(MOST).map(ToString::to_string).collect();
+    match chunks {
+        [] => "one is".to_owned(),
+        [one] => format!("number {one} is"),
+        [..] if chunks.len() <= MOST => format!("numbers {} are", first.join(", ")),
+        [..] => format!("{} ({}, …) are", chunks.len(), first.join(", ")),
+    }
 }
 
 /// One image on its way into one cache.

@@ -140,23 +140,13 @@ impl Generations {
     /// Why there is no valid answer.
     pub fn ask(&mut self, source: &Source<'_>, wanted: &Wanted, deadline: Instant, disk: Option<&Cache>) -> Result<Digest, String> {
         let question = wanted.question().ok_or("nothing names what to ask for")?;
-        let known: Vec<&Authorised> = self.entries.iter().map(|entry| &entry.known.authorised).collect();
+        let known = self.authorised();
         let now = seconds_now();
         // What would be refused as an answer is no answer by way of «not modified» either.
         let earlier = self
             .earlier(&question.path())
             .filter(|(_, digest)| known.iter().any(|one| one.digest() == *digest && accept(one, &known, now).is_ok()));
-        let accepted = |authorised: &Authorised| {
-            if wanted.target.system_of(authorised).is_none() {
-                return Err(format!("the answer does not hold {}", wanted.target));
-            }
-            // Serial and expiry tell a stale channel; a system or a manifest that was named is what it is.
-            if matches!(wanted.target, Target::Channel(_)) {
-                accept(authorised, &known, now)
-            } else {
-                Ok(())
-            }
-        };
+        let accepted = |authorised: &Authorised| acceptable(authorised, wanted, &known, now);
         match ask(
             source,
             &question,
@@ -170,6 +160,32 @@ impl Generations {
                 .ok_or_else(|| "the server says that nothing changed, though nothing was known".to_owned()),
             Asked::Valid(valid) => Ok(self.learn(*valid, now, disk)),
         }
+    }
+
+    /// Takes what a medium answers into the list, by the rules for what a server answers. Nothing of it is kept.
+    ///
+    /// # Errors
+    /// Why it is not accepted.
+    pub fn add(&mut self, known: Known, wanted: &Wanted) -> Result<(), String> {
+        acceptable(&known.authorised, wanted, &self.authorised(), seconds_now())?;
+        if self.get_mut(known.authorised.digest()).is_none() {
+            self.entries.push(Entry::new(known, Held::Nothing));
+        }
+        Ok(())
+    }
+
+    /// Images of which `medium` holds all, and the cache does not, need not be fetched.
+    pub fn look_at(&mut self, medium: &Cache) {
+        for entry in &mut self.entries {
+            let missing = matches!(entry.image, ImageState::Absent | ImageState::Partial);
+            if missing && medium.held(&entry.known.authorised.manifest().image) == Held::Whole {
+                entry.image = ImageState::Unchecked;
+            }
+        }
+    }
+
+    fn authorised(&self) -> Vec<&Authorised> {
+        self.entries.iter().map(|entry| &entry.known.authorised).collect()
     }
 
     /// The newest answer to the same question that was accepted, for `If-None-Match`.
@@ -209,6 +225,8 @@ impl Generations {
             Some(entry) => {
                 entry.known = known;
                 if let (Some(cache), ImageState::Unchecked | ImageState::Verified) = (disk.filter(|cache| cache.writable()), &entry.image)
+                    // It may be a medium that holds the image.
+                    && cache.held(&entry.known.authorised.manifest().image) == Held::Whole
                     && let Err(error) = cache.commit_generation(&entry.known.generation)
                 {
                     log::warn!("the newer release is not kept: {error:#}");
@@ -220,6 +238,18 @@ impl Generations {
             }
         }
         digest
+    }
+}
+
+/// Whether a valid answer is accepted for what is wanted.
+fn acceptable(answer: &Authorised, wanted: &Wanted, known: &[&Authorised], now: u64) -> Result<(), String> {
+    if wanted.target.system_of(answer).is_none() {
+        return Err(format!("the answer does not hold {}", wanted.target));
+    }
+    // Serial and expiry tell a stale channel; a system or a manifest that was named is what it is.
+    match wanted.target {
+        Target::Channel(_) => accept(answer, known, now),
+        Target::System(_) | Target::Manifest(_) | Target::Anything => Ok(()),
     }
 }
 

@@ -5,7 +5,7 @@
 //! | 1 | API file systems | `/run` of the sysroot, which systemd has mounted |
 //! | 2 | log, settings | the same |
 //! | 3 | drivers (from here on: `attempt`) | a file system's at most: the rest is udev's |
-//! | 4 | cache disk | the same, below the sysroot's `/run` |
+//! | 4 | cache disk, medium | the same, below the sysroot's `/run` |
 //! | 5 | decide, and act, until an image is ready (the network comes up here, if it must) | the same |
 //! | 6 | root, image, store, persistent mounts | image, store, binds; whether systemd's mounts are there |
 //! | 7 | report, hand-over | report; systemd switches root |
@@ -21,6 +21,7 @@ pub mod fail;
 mod failing;
 pub mod generations;
 pub mod in_systemd;
+pub mod medium;
 pub mod online;
 pub mod ram;
 pub mod standalone;
@@ -36,6 +37,8 @@ use deadline::Deadline;
 pub const CACHE: &str = "/run/freshroot/cache";
 /// Where an image that is kept in RAM is mounted, as the running system sees it.
 const RAM: &str = "/run/freshroot/ram";
+/// Where a medium with a served folder is mounted, as the running system sees it.
+const MEDIA: &str = "/run/freshroot/media";
 const ROOT: &str = "/";
 
 /// Which part of stage 1 this is, and where the new root is.
@@ -67,6 +70,11 @@ impl Stage {
     /// Where an image that is kept in RAM is mounted.
     pub fn ram(&self) -> PathBuf {
         self.kept(RAM)
+    }
+
+    /// Where a medium with a served folder is mounted.
+    pub fn media(&self) -> PathBuf {
+        self.kept(MEDIA)
     }
 
     /// Where something below `/run` is mounted so that the running system has it. systemd's stage 1 has bound `/run` into the sysroot by then, and takes

@@ -28,6 +28,7 @@ pub enum Match {
 /// | holds one file system, swap, or LUKS container of that name | yes |
 /// | is a member of an array, pool or volume group | no: what is made of it has the name |
 /// | is a disk with partitions | no: one of its partitions has the name |
+/// | is a disk with partitions and holds an ISO 9660 image, as a stick does that one was written to | yes, unless one of its partitions has the name |
 /// | has a holder that carries the same signature (multipath, RAID 1) | no: the holder counts |
 /// | carries signatures that exclude one another, one of that name | refused |
 /// | is one of several of a single btrfs | the first by name; the others are its [`siblings`] |
@@ -35,7 +36,11 @@ pub enum Match {
 /// A partition label or id counts unless a device made of the partition is a copy of it. A path means the node of that name, whatever it holds.
 pub fn resolve(name: &DeviceName, devices: &[BlockDevice]) -> Match {
     let named: Vec<&BlockDevice> = devices.iter().filter(|device| bears(device, name)).collect();
-    let mut left: Vec<&BlockDevice> = named.iter().copied().filter(|device| !is_copied(device, &named)).collect();
+    let mut left: Vec<&BlockDevice> = named
+        .iter()
+        .copied()
+        .filter(|device| !is_copied(device, &named) && !gives_way(device, &named))
+        .collect();
     if let Some(conflicting) = left
         .iter()
         .find(|device| matches!(device.content, Content::Conflict(_)) && by_content(name))
@@ -96,7 +101,9 @@ fn bears(device: &BlockDevice, name: &DeviceName) -> bool {
 
 fn any_signature(device: &BlockDevice, wanted: impl Fn(&Signature) -> bool) -> bool {
     match &device.content {
-        _ if device.partitioned => false,
+        // The tables of partitions in a hybrid image are there for firmware; what counts is the image as a whole.
+        Content::Known(signature) if device.partitioned && signature.kind != Kind::Iso9660 => false,
+        Content::Conflict(_) if device.partitioned => false,
         Content::Known(signature) => !signature.kind.is_member() && wanted(signature),
         Content::Conflict(signatures) => signatures.iter().any(wanted),
         Content::Unknown | Content::Unreadable(_) => false,
@@ -125,6 +132,12 @@ fn is_copied(device: &BlockDevice, named: &[&BlockDevice]) -> bool {
             && device.content.signature().is_some()
             && device.content.signature() == other.content.signature()
     })
+}
+
+/// Whether one of the partitions of `device` has the name too.
+fn gives_way(device: &BlockDevice, named: &[&BlockDevice]) -> bool {
+    let mut partitions = named.iter().filter_map(|other| other.partition.as_ref());
+    device.partitioned && partitions.any(|partition| partition.disk == device.name)
 }
 
 /// Whether all are devices of a single btrfs: one file system id, and as many device ids as devices. A copy made block by block has the
@@ -296,12 +309,19 @@ mod tests {
             partitioned: true,
             ..holding("sda", Kind::Iso9660, "LIVE", "")
         };
-        assert_eq!(
-            found("LABEL=LIVE", &[disk.clone(), holding("sda1", Kind::Iso9660, "LIVE", "")]),
-            "sda1"
-        );
-        assert_eq!(found("LABEL=LIVE", std::slice::from_ref(&disk)), "none");
+        let same = BlockDevice {
+            partition: partition("sda1", "x", "1").partition,
+            ..holding("sda1", Kind::Iso9660, "LIVE", "")
+        };
+        assert_eq!(found("LABEL=LIVE", &[disk.clone(), same]), "sda1");
+        // Firmware reads a hybrid image's partitions, whose label is another one.
+        assert_eq!(found("LABEL=LIVE", &[disk.clone(), partition("sda1", "x", "1")]), "sda");
         assert_eq!(found("/dev/sda", &[disk]), "sda");
+        let formatted = BlockDevice {
+            partitioned: true,
+            ..holding("sda", Kind::Ext4, "LIVE", "")
+        };
+        assert_eq!(found("LABEL=LIVE", &[formatted]), "none");
     }
 
     #[test]

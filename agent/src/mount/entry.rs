@@ -134,6 +134,10 @@ pub enum DeviceFs {
     Btrfs,
     /// FAT with long names
     Vfat,
+    /// ISO 9660, of media
+    Iso9660,
+    /// squashfs, of media
+    Squashfs,
 }
 
 impl DeviceFs {
@@ -151,6 +155,16 @@ impl DeviceFs {
         })
     }
 
+    /// The type of that name, where a medium may hold it that is only read; `auto` is none of its names.
+    pub fn of_medium(name: &str) -> Option<Self> {
+        match name {
+            "auto" => None,
+            "iso9660" => Some(Self::Iso9660),
+            "squashfs" => Some(Self::Squashfs),
+            _ => Self::of(name),
+        }
+    }
+
     /// The kernel's name.
     pub const fn name(self) -> &'static str {
         match self {
@@ -161,6 +175,8 @@ impl DeviceFs {
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
             Self::Vfat => "vfat",
+            Self::Iso9660 => "iso9660",
+            Self::Squashfs => "squashfs",
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The release of an x86 kernel image, read from its setup header (`Documentation/arch/x86/boot.rst` of Linux, protocol 2.00 and later).
+//! What a kernel's file says of itself: the release of an x86 one, read from its setup header (`Documentation/arch/x86/boot.rst` of Linux, protocol
+//! 2.00 and later), and for which machine it is.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -22,6 +23,18 @@ pub fn release(head: &[u8]) -> Option<&str> {
     std::str::from_utf8(&text[..end]).ok().filter(|release| !release.is_empty())
 }
 
+/// The machine that a kernel is for, as `uname -m` says it, given the first [`HEAD`] bytes of its file. None: it cannot be told.
+pub fn machine(head: &[u8]) -> Option<&'static str> {
+    /// `xloadflags`, protocol 2.12; bit 0: there is a 64-bit entry point.
+    const LOAD_FLAGS_AT: usize = 0x236;
+    /// `Documentation/arch/arm64/booting.rst`: the magic number of an uncompressed image.
+    const ARM64_MAGIC_AT: usize = 0x38;
+    if head.get(MAGIC_AT..MAGIC_AT + 4)? == b"HdrS" {
+        return (head.get(LOAD_FLAGS_AT)? & 1 == 1).then_some("x86_64");
+    }
+    (head.get(ARM64_MAGIC_AT..ARM64_MAGIC_AT + 4)? == b"ARM\x64").then_some("aarch64")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -43,5 +56,19 @@ mod tests {
         assert_eq!(release(&head), None);
         head[MAGIC_AT] = b'h';
         assert_eq!(release(&head), None);
+    }
+
+    #[test]
+    fn the_machine_is_told_by_the_magic_numbers_of_two_kinds_of_kernels() {
+        let mut x86 = vec![0; 0x400];
+        x86[MAGIC_AT..MAGIC_AT + 4].copy_from_slice(b"HdrS");
+        assert_eq!(machine(&x86), None);
+        x86[0x236] = 0x2f;
+        assert_eq!(machine(&x86), Some("x86_64"));
+        let mut arm = vec![0; 0x400];
+        arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        assert_eq!(machine(&arm), Some("aarch64"));
+        assert_eq!(machine(b"kernel"), None);
+        assert_eq!(machine(&vec![0; 0x400]), None);
     }
 }

@@ -15,6 +15,9 @@ use crate::formats::manifest::FileRef;
 /// Read at once.
 const PIECE: usize = 1 << 20;
 
+/// The longest text that is kept here: `hosts.json` of ten thousand machines.
+pub const TEXT_LIMIT: u64 = 1 << 20;
+
 /// End of a temporary name, which begins with a dot.
 const TEMPORARY: &str = ".new";
 
@@ -104,6 +107,34 @@ impl Folder {
     /// The folder's path.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The text of one file, if it is there.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is longer than any text of ours.
+    pub fn read_text(&self, path: &str) -> Result<Option<String>> {
+        let path = self.root.join(path);
+        let reading = || format!("reading {}", path.display());
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(reading),
+        };
+        let mut text = String::new();
+        let length = file.take(TEXT_LIMIT + 1).read_to_string(&mut text).with_context(reading)?;
+        ensure!(length as u64 <= TEXT_LIMIT, "{} is longer than {TEXT_LIMIT} bytes", path.display());
+        Ok(Some(text))
+    }
+
+    /// Removes one file.
+    ///
+    /// # Errors
+    /// If it stays.
+    pub fn remove(&self, path: &str) -> Result<()> {
+        let path = self.root.join(path);
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        sync_folder(path.parent().context("a file at the root of everything")?)
     }
 
     /// Puts files in place, in their order. What is there already is left alone.
@@ -242,7 +273,17 @@ pub fn digest(mut file: &File, size: u64, what: &str) -> Result<Digest> {
 
 /// Removes what a publication that was cut left behind: temporary names. A leftover may be a second name of somebody's file, so it is never opened for writing.
 fn sweep(root: &Path) -> Result<()> {
-    for kind in ["", "images", "kernels", "initrds", "manifests", "by-system", "netboot", "channels"] {
+    for kind in [
+        "",
+        "images",
+        "kernels",
+        "initrds",
+        "manifests",
+        "by-system",
+        "netboot",
+        "netboot/by-mac",
+        "channels",
+    ] {
         let folder = root.join(kind);
         if !folder.is_dir() {
             continue;

@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use super::bzimage;
 use super::folder::{Content, Folder, Hook, Put, digest};
 use super::inspect::Contents;
-use super::netboot::{Wanted, ipxe, kexec_boot};
+use super::netboot::ipxe::{default_of, entry, ipxe};
+use super::netboot::kexec::kexec_boot;
+use super::netboot::pixiecore;
+use super::netboot::{ENTRY, PIXIECORE, Wanted, script_path};
 use super::progress::Progress;
 use super::systems::select;
 use crate::digest::{Digest, Hasher};
@@ -155,7 +158,8 @@ pub fn publish(folder: &Folder, publication: &Publication<'_>, keys: &[SecretKey
             content: Content::Bytes(bytes.clone()),
         });
     }
-    puts.extend(boot_scripts(publication, &manifest)?);
+    let default = default_channel(folder, &publication.channel)?;
+    puts.extend(boot_scripts(publication, &manifest, default.as_ref())?);
     puts.push(Put {
         path: question.path(),
         content: Content::Bytes(bytes),
@@ -169,27 +173,49 @@ pub fn publish(folder: &Folder, publication: &Publication<'_>, keys: &[SecretKey
     })
 }
 
-/// The scripts that boot what is published: one by the channel's name and one for each system, and `kexec-boot` for the default one.
-fn boot_scripts(publication: &Publication<'_>, manifest: &Manifest) -> Result<Vec<Put>> {
-    let (Some(boot), Some(default)) = (&manifest.boot, manifest.default_system()) else {
+/// What boots what is published, by the channel's name and by that of each system: a script for iPXE and an answer for Pixiecore; and a script for
+/// kexec. Without a name stand those of the folder's default channel.
+fn boot_scripts(publication: &Publication<'_>, manifest: &Manifest, default: Option<&ChannelName>) -> Result<Vec<Put>> {
+    let (Some(boot), Some((kernel, _)), Some(system)) = (&manifest.boot, &publication.boot, manifest.default_system()) else {
         return Ok(Vec::new());
     };
     let (params, url) = (&manifest.kernel_params, publication.url.as_deref());
     let by_channel = if publication.channel_mode {
         Wanted::Channel(publication.channel.clone())
     } else {
-        Wanted::System(default.toplevel.clone())
+        Wanted::System(system.toplevel.clone())
     };
+    let channel = &publication.channel;
+    let systems = manifest.systems.iter().filter(|system| system.name != channel.as_str());
+    let named = systems
+        .map(|system| (system.name.as_str(), Wanted::System(system.toplevel.clone())))
+        .chain([(channel.as_str(), by_channel.clone())]);
     let mut scripts = Vec::new();
-    for system in manifest.systems.iter().filter(|system| system.name != publication.channel.as_str()) {
-        let script = ipxe(boot, &Wanted::System(system.toplevel.clone()), params, url)?;
-        scripts.push((format!("netboot/{}.ipxe", system.name), Content::Bytes(script.into_bytes())));
+    let mut put = |path: String, content: Content| scripts.push(Put { path, content });
+    for (name, wanted) in named {
+        let script = ipxe(boot, &wanted, params, url)?;
+        put(script_path(name, "ipxe"), Content::Bytes(script.into_bytes()));
+        let answer = pixiecore::Answer::new(boot, &wanted, params, url)?.to_bytes()?;
+        put(script_path(name, "pixiecore.json"), Content::Bytes(answer));
     }
-    let script = ipxe(boot, &by_channel, params, url)?;
-    scripts.push((format!("netboot/{}.ipxe", publication.channel), Content::Bytes(script.into_bytes())));
-    let script = kexec_boot(boot, &by_channel, params, url)?;
-    scripts.push(("kexec-boot".to_owned(), Content::Script(script.into_bytes())));
-    Ok(scripts.into_iter().map(|(path, content)| Put { path, content }).collect())
+    let script = kexec_boot(boot, bzimage::machine(&head(kernel)?), &by_channel, params, url)?.into_bytes();
+    put(script_path(channel.as_str(), "kexec-boot"), Content::Script(script.clone()));
+    // Whoever wrote a netboot.ipxe by hand keeps it.
+    if default.is_some_and(|default| default == channel) {
+        put("kexec-boot".to_owned(), Content::Script(script));
+        let answer = pixiecore::Answer::new(boot, &by_channel, params, url)?.to_bytes()?;
+        put(PIXIECORE.to_owned(), Content::Bytes(answer));
+        put(ENTRY.to_owned(), Content::Bytes(entry(channel, url).into_bytes()));
+    }
+    Ok(scripts)
+}
+
+/// The channel of machines that nothing else is said of: the one that `netboot.ipxe` names, and `channel` where there is no such script yet.
+fn default_channel(folder: &Folder, channel: &ChannelName) -> Result<Option<ChannelName>> {
+    match folder.read_text(ENTRY)? {
+        Some(script) => Ok(default_of(&script)),
+        None => Ok(Some(channel.clone())),
+    }
 }
 
 /// The release to be published, and whether it is the one that the channel holds: same manifest, same `notAfter` if one was given, same serial if one was given.
@@ -258,9 +284,7 @@ pub fn answer_bytes(answer: &Answer) -> Result<Vec<u8>> {
 
 /// Refuses a kernel that says that it is another one than the image's modules are for: no machine could boot with the two.
 fn fits(kernel: &Path, release: &str) -> Result<()> {
-    let mut head = Vec::new();
-    let opened = File::open(kernel).and_then(|file| file.take(bzimage::HEAD).read_to_end(&mut head));
-    opened.with_context(|| format!("reading {}", kernel.display()))?;
+    let head = head(kernel)?;
     let found = bzimage::release(&head).unwrap_or(release);
     ensure!(
         found == release,
@@ -268,6 +292,14 @@ fn fits(kernel: &Path, release: &str) -> Result<()> {
         kernel.display()
     );
     Ok(())
+}
+
+/// The first bytes of a kernel, which say what it is.
+fn head(kernel: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    let opened = File::open(kernel).and_then(|file| file.take(bzimage::HEAD).read_to_end(&mut head));
+    opened.with_context(|| format!("reading {}", kernel.display()))?;
+    Ok(head)
 }
 
 fn file_ref(path: &Path) -> Result<FileRef> {

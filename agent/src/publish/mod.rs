@@ -12,6 +12,8 @@ pub mod folder;
 #[cfg(feature = "publish")]
 pub mod generation;
 #[cfg(feature = "publish")]
+pub mod hosts;
+#[cfg(feature = "publish")]
 pub mod inspect;
 #[cfg(feature = "publish")]
 pub mod keys;

@@ -12,7 +12,7 @@ use super::closure::{Closure, make_image};
 use super::folder::Folder;
 use super::generation::{Publication, Published, publish};
 use super::inspect::Contents;
-use super::{inspect, keys, serve, sign};
+use super::{hosts, inspect, keys, serve, sign};
 use crate::formats::key::SecretKey;
 
 /// Below the served folder while a closure's image is made; a leading dot is never served.
@@ -61,6 +61,10 @@ pub fn run(command: Command, program: &Path, now: u64) -> Result<()> {
             ensure!(folder.is_dir(), "{} is not a folder", folder.display());
             let signed = sign::sign(&Folder::lock(&folder)?, &keys, &mut |_, _| Ok(()))?;
             say(&signed.iter().map(|path| format!("signed {path}\n")).collect::<String>())
+        }
+        Command::Hosts { folder, changes } => {
+            ensure!(folder.is_dir(), "{} is not a folder", folder.display());
+            say(&hosts::keep(&Folder::lock(&folder)?, &changes, &mut |_, _| Ok(()))?)
         }
         Command::Serve { folder, options } => serve::serve(&folder, &options),
         Command::Inspect(image) => inspect::child(&image),

@@ -171,6 +171,8 @@ mod tests {
             ("cache.path", own("a/b")),
             ("cache.wait", own("5s")),
             ("cache.keep", own("7")),
+            ("media.device", own("LABEL=m")),
+            ("media.path", own("m/n")),
             ("root.tmpfsSize", own("10%")),
             ("store.tmpfsSize", own("11%")),
             ("store.rwDevice", own("LABEL=b")),
@@ -223,6 +225,7 @@ mod tests {
             "manifestSha256": "{digest}", "allowUnsigned": true, "verify": "size", "http": {{"caFile": "/ca.pem"}},
             "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s"}},
             "cache": {{"device": "LABEL=a", "fsType": "xfs", "options": ["ro"], "path": "x", "wait": "5s", "keep": 7}},
+            "media": {{"device": "LABEL=m", "path": "y"}},
             "root": {{"tmpfsSize": "1G"}}, "store": {{"tmpfsSize": "10%", "rwDevice": "LABEL=b"}},
             "fileSystems": {{"/a": {{"device": "LABEL=c"}}}},
             "network": {{"by": "system", "interface": "eth0", "dns": ["::1"], "ipv6": false, "wait": "6s", "keep": true}},
@@ -243,6 +246,7 @@ mod tests {
             (s.cache.device.as_deref(), s.store.rw_device.as_deref()),
             (Some("LABEL=a"), Some("LABEL=b"))
         );
+        assert_eq!((s.media.device.as_deref(), s.media.path.to_str()), (Some("LABEL=m"), Some("y")));
         assert_eq!(s.file_systems["/a"]["device"], "LABEL=c");
         assert_eq!(s.network.by, NetworkBy::System);
         assert_eq!((s.network.wait, s.network.ipv6, s.network.keep), (seconds(6), false, true));

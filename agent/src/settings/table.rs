@@ -252,6 +252,27 @@ pub static TABLE: &[Row] = &[
         about: "How many generations are kept at least.",
     },
     Row {
+        name: "media.device",
+        kind: Text {
+            form: "as `cache.device`",
+            put: |s, text| form::device(text).map(|device| s.media.device = Some(device)),
+        },
+        // It is only read, and what is read is verified: an ISO's command line names its own medium.
+        guard: Free,
+        show: |s| s.media.device.clone().unwrap_or_default(),
+        about: "A medium with a served folder, such as an ISO or a stick: it is asked before the servers, and its images are used where they are. It is waited for like the cache.",
+    },
+    Row {
+        name: "media.path",
+        kind: Text {
+            form: "relative path without `..`",
+            put: |s, text| form::relative_folder(text).map(|path| s.media.path = path),
+        },
+        guard: Free,
+        show: |s| s.media.path.display().to_string(),
+        about: "The served folder on it.",
+    },
+    Row {
         name: "root.tmpfsSize",
         kind: Size(|s| &mut s.root.tmpfs_size),
         guard: Free,

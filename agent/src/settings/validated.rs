@@ -43,6 +43,8 @@ pub struct Settings {
     pub verify: Verify,
     /// Where images are kept.
     pub cache: Cache,
+    /// A medium that brings some.
+    pub media: Media,
     /// The root file system.
     pub root: Root,
     /// The writable half of the store.
@@ -137,6 +139,15 @@ pub struct Cache {
     pub wait: Duration,
     /// How many generations are kept at least.
     pub keep: u32,
+}
+
+/// A medium with a served folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Media {
+    /// In the words of [`Cache::device`]; none: there is none.
+    pub device: Option<String>,
+    /// The served folder on it, relative, without `..`.
+    pub path: PathBuf,
 }
 
 /// The root file system.
@@ -311,6 +322,10 @@ impl Settings {
                 path: PathBuf::from("freshroot"),
                 wait: seconds(20),
                 keep: 2,
+            },
+            media: Media {
+                device: None,
+                path: PathBuf::from("freshroot"),
             },
             root: Root {
                 tmpfs_size: Size::Percent(50),

@@ -25,8 +25,10 @@ pub fn bless(root: &Path) -> Result<String> {
         "the report of this boot says that it failed: there is nothing to bless"
     );
     let system = report.system.context("the report of this boot names no system")?;
-    if report.source == Some(Source::Ram) {
-        return Ok("the image is in RAM, for this boot alone: there is nothing to bless".to_owned());
+    match report.source {
+        Some(Source::Ram) => return Ok("the image is in RAM, for this boot alone: there is nothing to bless".to_owned()),
+        Some(Source::Medium) => return Ok("the image is on a medium, and not in the cache: there is nothing to bless".to_owned()),
+        Some(Source::Cache | Source::Network) | None => {}
     }
     let settings = Settings::read(root)?;
     let folder = mounted_cache(root, &settings)?;

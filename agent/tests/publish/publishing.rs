@@ -192,7 +192,7 @@ fn the_serial_grows_and_what_was_published_before_stays_whole() {
             .starts_with("published channel lab serial 10\n")
     );
     let after = snapshot(&lab.out);
-    let mutable = ["channels", "netboot", "kexec-boot"];
+    let mutable = ["channels", "netboot", "kexec-boot", "netboot.ipxe", "pixiecore.json"];
     for (path, content) in before {
         let relative = path.strip_prefix(&lab.out).unwrap();
         if !mutable.iter().any(|folder| relative.starts_with(folder)) {
@@ -258,8 +258,8 @@ fn at_every_moment_each_answer_names_only_what_is_there() {
         sign::sign(&folder, &key, &mut |_, _| Ok(())).unwrap();
         fs::remove_dir_all(&out).unwrap();
     }
-    // Image, index, manifest, by-system, three scripts, channel; kernel and initrd are there already. Two points each.
-    assert_eq!(points, 16);
+    // Image, index, manifest, by-system, seven things that boot it, channel; kernel, initrd and netboot.ipxe are there already. Two points each.
+    assert_eq!(points, 24);
 }
 
 /// Every file that a boot script names is there.
@@ -454,4 +454,72 @@ fn a_closure_without_registration_or_nix_says_what_to_do() {
         "--unsigned",
     ]);
     assert!(error.contains("is not in the registration"), "{error}");
+}
+
+/// Each channel with scripts of its own; without a name, those of the first one, until another is made the default.
+#[test]
+fn what_machines_boot_without_being_named_is_the_first_channel_until_it_is_said_otherwise() {
+    let lab = Lab::new();
+    lab.image(&lab.image, &["--unsigned"]);
+    let out = lab.out.to_str().unwrap();
+    let read = |name: &str| fs::read_to_string(lab.out.join(name)).unwrap();
+    let first = read("kexec-boot");
+    let next = lab.next();
+    lab.image(&next, &["--unsigned", "--channel", "prod", "--url", "http://s"]);
+    assert_eq!((read("kexec-boot"), read("netboot/lab.kexec-boot")), (first.clone(), first.clone()));
+    assert!(read("netboot.ipxe").contains(" netboot/lab.ipxe "), "{}", read("netboot.ipxe"));
+    assert_eq!(read("pixiecore.json"), read("netboot/lab.pixiecore.json"));
+    assert!(read("netboot/prod.pixiecore.json").contains("\"http://s/kernels/"));
+    assert_eq!(succeed(&["hosts", out, "--default", "prod", "--url", "http://s"]), "default prod\n");
+    assert_ne!(read("kexec-boot"), first);
+    assert_eq!(read("kexec-boot"), read("netboot/prod.kexec-boot"));
+    assert_eq!(read("pixiecore.json"), read("netboot/prod.pixiecore.json"));
+    assert!(read("netboot.ipxe").contains(" http://s/netboot/prod.ipxe "));
+    // Whoever writes this script himself keeps it.
+    fs::write(lab.out.join("netboot.ipxe"), "#!ipxe\nshell\n").unwrap();
+    lab.image(&lab.image, &["--unsigned", "--channel", "third"]);
+    assert_eq!(read("netboot.ipxe"), "#!ipxe\nshell\n");
+    assert_eq!(read("kexec-boot"), read("netboot/prod.kexec-boot"));
+}
+
+#[test]
+fn the_table_of_machines_is_kept_with_what_comes_of_it() {
+    let lab = Lab::new();
+    lab.image(&lab.image, &["--unsigned"]);
+    let out = lab.out.to_str().unwrap();
+    let script = |mac: &str| lab.out.join(format!("netboot/by-mac/{mac}.ipxe"));
+    let (a, b) = ("00-1f-29-12-34-56", "00-1f-29-12-34-57");
+    let said = succeed(&["hosts", out, "00:1F:29:12:34:56=lab", &format!("{b}=lab"), "4C4C4544-0042=lab"]);
+    let expected = "00:1f:29:12:34:56 lab\n00:1f:29:12:34:57 lab\n4c4c4544-0042 lab\ndefault lab\n";
+    assert_eq!(said, expected);
+    assert!(fs::read_to_string(script(a)).unwrap().contains("chain --autofree ../lab.ipxe ||"));
+    let before = snapshot(&lab.out);
+    assert_eq!(succeed(&["hosts", out]), expected);
+    assert_eq!(snapshot(&lab.out), before);
+    // A channel that is not there, or has no kernel, is refused, and nothing changes.
+    lab.image(&lab.image, &["--unsigned"]);
+    succeed(&["image", &lab.image, "--out", out, "--channel", "bare", "--unsigned"]);
+    let before = snapshot(&lab.out);
+    for arguments in [
+        &["hosts", out, "00:1f:29:12:34:58=bare", "--remove", "00:1f:29:12:34:56"][..],
+        &["hosts", out, "00:1f:29:12:34:58=lap"],
+        &["hosts", out, "--default", "bare"],
+    ] {
+        let (code, error) = fail(arguments);
+        assert!(code == 1 && error.contains("those that can: lab"), "{error}");
+    }
+    let (code, error) = fail(&["hosts", out, "--remove", "00:1f:29:12:34:58"]);
+    assert!(
+        code == 1 && error.contains("00:1f:29:12:34:58 does not stand in hosts.json"),
+        "{error}"
+    );
+    assert_eq!(snapshot(&lab.out), before);
+    // What was written by hand is neither removed nor replaced.
+    fs::write(script("00-1f-29-12-34-99"), "#!ipxe\nshell\n").unwrap();
+    let said = succeed(&["hosts", out, "--remove", "00:1f:29:12:34:56"]);
+    assert_eq!(said, "00:1f:29:12:34:57 lab\n4c4c4544-0042 lab\ndefault lab\n");
+    assert!(!script(a).exists() && script(b).exists() && script("00-1f-29-12-34-99").exists());
+    let (code, error) = fail(&["hosts", out, "00:1f:29:12:34:99=lab"]);
+    assert!(code == 1 && error.contains("was written by hand"), "{error}");
+    assert!(!fail(&["hosts", "/nowhere/at/all"]).1.is_empty() && !Path::new("/nowhere/at/all").exists());
 }

@@ -258,6 +258,35 @@ fn a_rate_bounds_all_connections_together() {
 }
 
 #[test]
+fn pixiecore_is_told_what_a_listed_machine_boots_from_urls_that_it_can_reach() {
+    const MAC: &str = "00:1f:29:12:34:56";
+    for (options, base) in [(&[][..], None), (&["--url", "https://images.lan/f"], Some("https://images.lan/f"))] {
+        let mut server = Server::start(options);
+        let base = base.unwrap_or(&server.url).to_owned();
+        fs::create_dir(server.root().join("netboot")).unwrap();
+        let answer = "{\"kernel\":\"/kernels/k\",\"initrd\":[\"/initrds/i\"],\"cmdline\":\"quiet\"}";
+        fs::write(server.root().join("netboot/lab.pixiecore.json"), answer).unwrap();
+        let hosts = format!("{{\"version\":1,\"hosts\":{{\"{MAC}\":{{\"channel\":\"lab\"}}}}}}");
+        fs::write(server.root().join("hosts.json"), hosts).unwrap();
+        let reply = server.curl(&format!("/v1/boot/{MAC}"), &[]);
+        assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+        let expected = format!("{{\"cmdline\":\"quiet\",\"initrd\":[\"{base}/initrds/i\"],\"kernel\":\"{base}/kernels/k\"}}\n");
+        assert_eq!(reply.body, expected);
+        assert_eq!(reply.header("content-length"), Some(expected.len().to_string().as_str()));
+        assert_eq!(server.logged(), format!("GET /v1/boot/{MAC} 200 {} -", expected.len()));
+        let head = server.curl(&format!("/v1/boot/{MAC}"), &["--head"]);
+        assert_eq!((head.status, head.body.as_str()), (200, ""));
+        assert_eq!(head.header("content-length"), Some(expected.len().to_string().as_str()));
+        for (mac, status) in [("00:1f:29:12:34:57", 404), ("x", 404), ("", 404)] {
+            assert_eq!(server.curl(&format!("/v1/boot/{mac}"), &[]).status, status, "{mac}");
+        }
+        assert_eq!(server.curl(&format!("/v1/boot/{MAC}"), &["--request", "POST"]).status, 405);
+        fs::write(server.root().join("hosts.json"), "{").unwrap();
+        assert_eq!(server.curl(&format!("/v1/boot/{MAC}"), &[]).status, 500);
+    }
+}
+
+#[test]
 fn the_port_file_holds_the_port() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("port");

@@ -62,6 +62,31 @@ pub fn unpacked(vm: &Path, package: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// Unpacks `package` and, of what it depends on, directly or not, the packages whose names begin with `prefix`; returns their folders.
+pub fn unpacked_with(vm: &Path, package: &str, prefix: &str) -> Result<Vec<PathBuf>> {
+    let mut names = vec![package.to_owned()];
+    let mut folders = Vec::new();
+    while let Some(name) = names.get(folders.len()).cloned() {
+        folders.push(unpacked(vm, &name)?);
+        let shown = Tool::new("apt-cache", QUERY_LIMIT)
+            .args(["depends", "--important", &name])
+            .env("LC_ALL", "C")
+            .text()?;
+        for other in parse_depends(&shown, prefix) {
+            if !names.contains(&other) {
+                names.push(other);
+            }
+        }
+    }
+    Ok(folders)
+}
+
+/// Those of the lines `Depends:` of `apt-cache depends` whose package begins with `prefix`.
+fn parse_depends(shown: &str, prefix: &str) -> Vec<String> {
+    let depends = shown.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    depends.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect()
+}
+
 /// Lists that are older than the archive name files that are gone: refreshed once.
 fn download(into: &Path, package: &str) -> Result<PathBuf> {
     let fetch = || {
@@ -100,5 +125,11 @@ mod tests {
         assert_eq!(parse_candidate(policy).as_deref(), Some("2.10-3"));
         assert_eq!(parse_candidate("x:\n  Candidate: (none)\n"), None);
         assert_eq!(parse_candidate(""), None);
+    }
+
+    #[test]
+    fn of_what_a_package_depends_on_those_with_the_prefix_are_found() {
+        let shown = "kexec-tools\n  Depends: libc6\n  Depends: libxenmisc4.17\n |Depends: debconf\n  Suggests: libxen-x\n";
+        assert_eq!(parse_depends(shown, "libxen"), ["libxenmisc4.17"]);
     }
 }

@@ -28,7 +28,30 @@ struct Attached {
     path: PathBuf,
     serial: String,
     read_only: bool,
+    /// Its place in the firmware's boot order.
+    order: Option<u32>,
 }
+
+/// What a machine starts from.
+#[derive(Debug)]
+enum Start {
+    /// A kernel that QEMU itself loads.
+    Kernel { kernel: PathBuf, initrd: PathBuf, append: String },
+    /// What its firmware finds.
+    Firmware(Firmware),
+}
+
+/// The firmware of a machine that starts from a network card, a disk or a disc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS, which also shows what boot programs say on the first serial port.
+    Bios,
+    /// OVMF (Debian package `ovmf`).
+    Uefi,
+}
+
+/// Debian's build of OVMF; with no memory of its own, it tries what the boot order says at each start.
+const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// A network card on QEMU's user network: the host is 10.0.2.2 and `fec0::2`, DHCP and router advertisements are QEMU's.
 #[derive(Debug, Clone)]
@@ -41,6 +64,8 @@ pub struct Nic {
     pub ipv4: bool,
     /// Whether nobody else is on the network, not even a DHCP server.
     pub mute: bool,
+    /// Its own boot program (iPXE), which asks DHCP for the URL of a script; place in the boot order, and URL.
+    pub boots: Option<(u32, String)>,
 }
 
 impl Nic {
@@ -51,18 +76,24 @@ impl Nic {
             carrier: true,
             ipv4: true,
             mute: false,
+            boots: None,
         }
+    }
+
+    /// Makes it boot the script at `url`, at this place of the boot order.
+    pub fn booting(mut self, order: u32, url: &str) -> Self {
+        self.boots = Some((order, url.to_owned()));
+        self
     }
 }
 
 /// What a machine is made of.
 pub struct Machine {
-    kernel: PathBuf,
-    initrd: PathBuf,
-    append: String,
+    start: Start,
     memory: u32,
     cpus: u32,
     disks: Vec<Attached>,
+    disc: Option<(PathBuf, u32)>,
     nics: Vec<Nic>,
     listener: Option<Listener>,
 }
@@ -70,13 +101,25 @@ pub struct Machine {
 impl Machine {
     /// A machine with 1 GiB, two processors, no disk and no network.
     pub fn new(kernel: &Path, initrd: &Path, append: &str) -> Self {
-        Self {
+        Self::starting(Start::Kernel {
             kernel: kernel.to_owned(),
             initrd: initrd.to_owned(),
             append: append.to_owned(),
+        })
+    }
+
+    /// The same machine, started by its firmware: something in it must have a place in the boot order.
+    pub fn firmware(firmware: Firmware) -> Self {
+        Self::starting(Start::Firmware(firmware))
+    }
+
+    fn starting(start: Start) -> Self {
+        Self {
+            start,
             memory: 1024,
             cpus: 2,
             disks: Vec::new(),
+            disc: None,
             nics: Vec::new(),
             listener: None,
         }
@@ -94,7 +137,23 @@ impl Machine {
             path: disk.path().to_owned(),
             serial: serial.to_owned(),
             read_only: false,
+            order: None,
         });
+        self
+    }
+
+    /// Adds a virtio disk with a place in the boot order.
+    pub fn boot_disk(mut self, disk: &Disk, serial: &str, order: u32) -> Self {
+        self = self.disk(disk, serial);
+        if let Some(added) = self.disks.last_mut() {
+            added.order = Some(order);
+        }
+        self
+    }
+
+    /// Puts a disc into an IDE drive with a place in the boot order.
+    pub fn disc(mut self, iso: &Path, order: u32) -> Self {
+        self.disc = Some((iso.to_owned(), order));
         self
     }
 
@@ -104,6 +163,7 @@ impl Machine {
             path: disk.path().to_owned(),
             serial: "script".to_owned(),
             read_only: true,
+            order: None,
         });
         self
     }
@@ -161,41 +221,73 @@ impl Machine {
         let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
         add("-m", self.memory.to_string());
         add("-smp", self.cpus.to_string());
-        add("-kernel", self.kernel.display().to_string());
-        add("-initrd", self.initrd.display().to_string());
-        add("-append", self.append.clone());
+        match &self.start {
+            Start::Kernel { kernel, initrd, append } => {
+                add("-kernel", kernel.display().to_string());
+                add("-initrd", initrd.display().to_string());
+                add("-append", append.clone());
+            }
+            // Without a screen, SeaBIOS takes the serial port for its console.
+            Start::Firmware(Firmware::Bios) => add("-machine", "graphics=off".to_owned()),
+            Start::Firmware(Firmware::Uefi) => add("-bios", OVMF.to_owned()),
+        }
         add("-chardev", format!("file,id=serial1,path={}", serial1.display()));
         add("-serial", "chardev:serial1".to_owned());
         // For tests that look at what a screen shows.
         add("-device", "VGA,romfile=".to_owned());
         for (number, disk) in self.disks.iter().enumerate() {
-            let Attached { path, serial, read_only } = disk;
+            let Attached {
+                path,
+                serial,
+                read_only,
+                order,
+            } = disk;
             let access = if *read_only { ",readonly=on" } else { "" };
+            let order = place(*order);
             // writeback: a killed machine has lost what its own kernel held back, and nothing that it was told is on disk.
             add(
                 "-drive",
                 format!("if=none,id=disk{number},format=raw,cache=writeback,file={}{access}", path.display()),
             );
-            add("-device", format!("virtio-blk-pci,drive=disk{number},serial={serial}"));
+            add("-device", format!("virtio-blk-pci,drive=disk{number},serial={serial}{order}"));
+        }
+        if let Some((iso, order)) = &self.disc {
+            add(
+                "-drive",
+                format!("if=none,id=disc,media=cdrom,format=raw,readonly=on,file={}", iso.display()),
+            );
+            add("-device", format!("ide-cd,drive=disc,bootindex={order}"));
         }
         for (number, nic) in self.nics.iter().enumerate() {
-            let Nic { mac, ipv4, mute, .. } = nic;
+            let Nic {
+                mac, ipv4, mute, boots, ..
+            } = nic;
+            // With QEMU's own ROM for this card (Debian package ipxe-qemu), or with none.
+            let (rom, file) = match boots {
+                Some((order, url)) => (place(Some(*order)), format!(",bootfile={url}")),
+                None => (",romfile=".to_owned(), String::new()),
+            };
             let network = match (mute, ipv4) {
                 // A hub with nothing else on it.
                 (true, _) => format!("hubport,hubid={number},id=net{number}"),
-                (false, true) => format!("user,id=net{number}"),
-                (false, false) => format!("user,id=net{number},ipv4=off,ipv6=on"),
+                (false, true) => format!("user,id=net{number}{file}"),
+                (false, false) => format!("user,id=net{number},ipv4=off,ipv6=on{file}"),
             };
             add("-netdev", network);
             add(
                 "-device",
-                format!("virtio-net-pci,id=nic{number},netdev=net{number},mac={mac},romfile="),
+                format!("virtio-net-pci,id=nic{number},netdev=net{number},mac={mac}{rom}"),
             );
         }
         add("-qmp", format!("unix:{},server=off", socket.display()));
         all.push("-S".to_owned());
         all
     }
+}
+
+/// The property that gives a device its place in the boot order.
+fn place(order: Option<u32>) -> String {
+    order.map_or_else(String::new, |order| format!(",bootindex={order}"))
 }
 
 /// Starts QEMU with `arguments` and the first serial port on its standard output.

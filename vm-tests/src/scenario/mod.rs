@@ -4,12 +4,14 @@ pub mod baseline;
 mod cut;
 mod disks;
 mod fallback;
+mod iso;
 mod kinds;
 mod memory;
 mod network;
 mod stage_2;
 mod systemd;
 pub mod warm;
+mod ways;
 
 use anyhow::{Result, ensure};
 
@@ -103,6 +105,8 @@ pub fn all() -> Vec<Test> {
         memory::ALL,
         kinds::ALL,
         stage_2::ALL,
+        ways::ALL,
+        iso::ALL,
     ];
     let of = |groups: &[&'static [Scenario]], flavour| -> Vec<Test> {
         groups

@@ -13,6 +13,7 @@ Commands:
   image    publish a squashfs image
   closure  make an image of a store closure and publish it
   sign     sign what was published without a signature
+  hosts    say which machine boots which channel
   serve    serve a published folder over HTTP, for a lab or a test
 
 «freshroot-publish COMMAND --help» says more. The manual: freshroot-publish(1).
@@ -59,7 +60,8 @@ Usage: freshroot-publish image FILE --out FOLDER (--key FILE… | --unsigned) [O
   --channel-mode           the boot script of the channel names the channel, not its default system: machines
                            ask at each boot
 
-Publishing the same again changes nothing and keeps the serial.
+Publishing the same again changes nothing and keeps the serial. The first channel with a kernel is what machines boot that nothing
+else is said of (netboot.ipxe, pixiecore.json, kexec-boot): see «hosts».
 
 Examples:
   freshroot-publish image store.squashfs --out /srv/freshroot --key lab-1.secret
@@ -95,16 +97,39 @@ Example:
   cp -r --no-preserve=mode result /srv/freshroot && freshroot-publish sign /srv/freshroot --key lab-1.secret
 ";
 
+/// `hosts --help`.
+pub const HOSTS: &str = "\
+Keeps the table of machines of a published folder: hosts.json, netboot/by-mac/ for iPXE, and the channel of all other machines
+(netboot.ipxe, pixiecore.json, kexec-boot). Prints the table; without changes it only makes anew what is missing.
+
+Usage: freshroot-publish hosts FOLDER [MACHINE=CHANNEL…] [OPTIONS]
+
+  MACHINE            a MAC address (00:1f:29:12:34:56), a UUID or a serial number; iPXE and Pixiecore go by MAC addresses
+  --remove MACHINE   forget it; may be repeated
+  --default CHANNEL  what machines boot that are not named (at first: the channel that was published first)
+  --url URL          with --default: where the folder is served (default: netboot.ipxe finds files beside itself)
+
+A channel must have been published with --kernel and --initrd.
+
+Examples:
+  freshroot-publish hosts /srv/freshroot 00:1f:29:12:34:56=lab 00:1f:29:12:34:57=prod
+  freshroot-publish hosts /srv/freshroot --remove 00:1f:29:12:34:56 --default prod
+";
+
 /// `serve --help`.
 pub const SERVE: &str = "\
 Serves a folder over HTTP, with ranges and entity tags. The first line on stdout says where. A line on stderr for each request,
 when its response has ended: client, method, path, status, bytes of the body that were sent, range or -, milliseconds.
+
+It is an API server for Pixiecore too («pixiecore api http://server:8080»): /v1/boot/MAC is answered by hosts.json, or with the default
+channel where there is no hosts.json. A machine that is not in hosts.json gets 404, and is then left alone.
 
 Usage: freshroot-publish serve FOLDER [OPTIONS]
 
   --listen ADDRESS:PORT  where to listen (default: 127.0.0.1:8080; port 0: any free one)
   --port-file FILE       write the port there
   --rate BYTES           at most so many bytes a second over all connections; k, M and G are 10^3, 10^6 and 10^9
+  --url URL              what the URLs in Pixiecore's answers begin with (default: http:// and the host that the request names)
 
 Examples:
   freshroot-publish serve /srv/freshroot --listen 0.0.0.0:8080

@@ -13,8 +13,11 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser, ValueExt as _};
 
 use super::closure::store_path;
+use super::hosts::Changes;
 use super::inspect;
+use super::netboot::base_url;
 use super::serve;
+use crate::formats::release::ChannelName;
 use crate::store_path::{STORE, StorePath};
 use publishing::{Given, PUBLISHING};
 
@@ -57,6 +60,13 @@ pub enum Command {
         /// Secret keys.
         keys: Vec<PathBuf>,
     },
+    /// Keep the table of machines.
+    Hosts {
+        /// The served folder.
+        folder: PathBuf,
+        /// What changes.
+        changes: Changes,
+    },
     /// Serve a folder.
     Serve {
         /// The served folder.
@@ -84,7 +94,10 @@ impl From<lexopt::Error> for Usage {
     }
 }
 
-const COMMANDS: &[&str] = &["keygen", "image", "closure", "sign", "serve"];
+const COMMANDS: &[&str] = &["keygen", "image", "closure", "sign", "hosts", "serve"];
+const HOSTS: &[&str] = &["remove", "default", "url"];
+const SERVE: &[&str] = &["listen", "port-file", "rate", "url"];
+
 /// Reads the arguments, the program's name first. `now` is the time in seconds since 1970.
 ///
 /// # Errors
@@ -105,6 +118,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, now: u64) -> Result<
         "image" => image(&mut parser, now),
         "closure" => closure(&mut parser, now),
         "sign" => sign(&mut parser),
+        "hosts" => hosts(&mut parser),
         "serve" => serve(&mut parser),
         inspect::SUBCOMMAND => one("the image", values(&mut parser)?).map(|file| Command::Inspect(file.into())),
         "help" => Ok(Command::Print(help::MAIN.to_owned())),
@@ -215,12 +229,43 @@ fn sign(parser: &mut Parser) -> Result<Command, Usage> {
     Ok(Command::Sign { folder, keys })
 }
 
+fn hosts(parser: &mut Parser) -> Result<Command, Usage> {
+    let (mut words, mut changes) = (Vec::new(), Changes::default());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Print(help::HOSTS.to_owned())),
+            Arg::Long("remove") => changes.remove.push(parser.value()?.string()?.parse().map_err(meaning)?),
+            Arg::Long("default") => changes.default = Some(channel("--default", &parser.value()?.string()?)?),
+            Arg::Long("url") => changes.url = Some(base_url(&parser.value()?.string()?).map_err(meaning)?),
+            Arg::Value(value) => words.push(value.string()?),
+            Arg::Short(_) | Arg::Long(_) => return Err(wrong(&argument, HOSTS)),
+        }
+    }
+    let mut words = words.into_iter();
+    let folder = words.next().ok_or_else(|| missing("the served folder"))?.into();
+    for word in words {
+        let (id, name) = word
+            .split_once('=')
+            .ok_or_else(|| Usage(format!("«{word}»: MACHINE=CHANNEL is expected, such as 00:1f:29:12:34:56=lab")))?;
+        changes.set.push((id.parse().map_err(meaning)?, channel(id, name)?));
+    }
+    if changes.url.is_some() && changes.default.is_none() {
+        return Err(missing("--default CHANNEL, to which --url belongs,"));
+    }
+    Ok(Command::Hosts { folder, changes })
+}
+
+fn channel(what: &str, name: &str) -> Result<ChannelName, Usage> {
+    name.parse().map_err(|error| Usage(format!("{what}: {error}")))
+}
+
 fn serve(parser: &mut Parser) -> Result<Command, Usage> {
     let mut folders = Vec::new();
     let mut options = serve::Options {
         listen: ([127, 0, 0, 1], 8080).into(),
         port_file: None,
         rate: None,
+        url: None,
     };
     while let Some(argument) = parser.next()? {
         match argument {
@@ -228,8 +273,9 @@ fn serve(parser: &mut Parser) -> Result<Command, Usage> {
             Arg::Long("listen") => options.listen = value::listen(&parser.value()?.string()?).map_err(meaning)?,
             Arg::Long("port-file") => options.port_file = Some(parser.value()?.into()),
             Arg::Long("rate") => options.rate = Some(value::rate(&parser.value()?.string()?).map_err(meaning)?),
+            Arg::Long("url") => options.url = Some(base_url(&parser.value()?.string()?).map_err(meaning)?),
             Arg::Value(value) => folders.push(value),
-            Arg::Short(_) | Arg::Long(_) => return Err(wrong(&argument, &["listen", "port-file", "rate"])),
+            Arg::Short(_) | Arg::Long(_) => return Err(wrong(&argument, SERVE)),
         }
     }
     let folder = one("the folder to serve", folders)?.into();
@@ -316,7 +362,15 @@ mod tests {
             ),
             ("sign d", "--key FILE is missing"),
             ("serve d --listen 8080", "ADDRESS:PORT"),
+            ("hosts", "the served folder is missing"),
+            ("hosts d lab", "MACHINE=CHANNEL"),
+            ("hosts d 00:1f=lab", "«00:1f»"),
+            ("hosts d 00:1f:29:12:34:56=.lab", "00:1f:29:12:34:56: "),
+            ("hosts d --default .lab", "--default: "),
+            ("hosts d --url http://s", "--default CHANNEL, to which --url belongs, is missing"),
+            ("hosts d --remov x", "did you mean --remove?"),
             ("serve d --rate 0", "rate"),
+            ("serve d --url s", "http://"),
         ] {
             let error = parsed(line).unwrap_err().to_string();
             assert!(error.contains(words), "{line}: {error}");
@@ -347,8 +401,8 @@ mod tests {
     #[test]
     fn the_manual_page_has_every_option() {
         let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/freshroot-publish.1.md")).unwrap();
-        let own = ["registration", "store", "level", "listen", "port-file", "rate"];
-        for option in PUBLISHING.iter().chain(&own) {
+        let own = ["registration", "store", "level"];
+        for option in PUBLISHING.iter().chain(&own).chain(HOSTS).chain(SERVE) {
             assert!(page.contains(&format!("**--{option}**")), "--{option}");
         }
         for command in COMMANDS {

@@ -1,4 +1,4 @@
-//! The body of a response: a part of a file, read ahead on the blocking pool, at a limited rate where one is set.
+//! The body of a response: bytes that are there, or a part of a file, read ahead on the blocking pool, at a limited rate where one is set.
 
 use std::fs::File;
 use std::io;
@@ -51,6 +51,8 @@ type Reading = JoinHandle<io::Result<Bytes>>;
 /// A part of a file, or nothing.
 #[derive(Debug)]
 pub struct Body {
+    /// What is handed out in one piece.
+    bytes: Option<Bytes>,
     file: Option<Arc<File>>,
     /// Next byte to be read.
     position: u64,
@@ -67,6 +69,7 @@ impl Body {
     /// No body.
     pub fn empty() -> Self {
         Self {
+            bytes: None,
             file: None,
             position: 0,
             unread: 0,
@@ -77,6 +80,15 @@ impl Body {
         }
     }
 
+    /// Bytes that were made here.
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self {
+            left: bytes.len() as u64,
+            bytes: Some(bytes.into()),
+            ..Self::empty()
+        }
+    }
+
     /// `length` bytes of `file` from `start`.
     pub fn part(file: File, start: u64, length: u64, pace: Option<Arc<Pace>>) -> Self {
         Self {
@@ -84,9 +96,8 @@ impl Body {
             position: start,
             unread: length,
             left: length,
-            reading: None,
             pace,
-            pause: None,
+            ..Self::empty()
         }
     }
 
@@ -115,6 +126,10 @@ impl hyper::body::Body for Body {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if self.left == 0 {
             return Poll::Ready(None);
+        }
+        if let Some(bytes) = self.bytes.take() {
+            self.left = 0;
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         if let Some(pause) = &mut self.pause {
             ready!(pause.as_mut().poll(context));

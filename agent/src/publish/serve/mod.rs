@@ -3,6 +3,7 @@
 mod account;
 mod answer;
 mod body;
+mod boot_api;
 mod file;
 
 use std::convert::Infallible;
@@ -45,11 +46,14 @@ pub struct Options {
     pub port_file: Option<PathBuf>,
     /// Bytes per second, for all connections together.
     pub rate: Option<NonZeroU64>,
+    /// What the URLs in answers to Pixiecore begin with; none: the host that a request names.
+    pub url: Option<String>,
 }
 
 struct Served {
     root: OwnedFd,
     pace: Option<Arc<Pace>>,
+    url: Option<String>,
 }
 
 /// Serves the folder `root` until the process is ended.
@@ -62,7 +66,11 @@ pub fn serve(root: &Path, options: &Options) -> Result<()> {
         .context("starting the server's threads")?;
     runtime.block_on(async {
         let pace = options.rate.map(|rate| Arc::new(Pace::new(rate)));
-        let served = Arc::new(Served { root: folder.into(), pace });
+        let served = Arc::new(Served {
+            root: folder.into(),
+            pace,
+            url: options.url.clone(),
+        });
         let listener = TcpListener::bind(options.listen)
             .await
             .with_context(|| format!("listening on {}", options.listen))?;
@@ -134,35 +142,34 @@ fn respond(request: &Request<Incoming>, client: SocketAddr, served: &Served, acc
     let started = Instant::now();
     let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let head = request.method() == Method::HEAD;
-    let (status, found) = match (request.method(), file::relative(request.uri().path())) {
-        (&Method::GET | &Method::HEAD, None) => (StatusCode::NOT_FOUND, None),
-        (&Method::GET | &Method::HEAD, Some(path)) => match file::open(served.root.as_fd(), &path) {
-            Ok(Some(found)) => (StatusCode::OK, Some(found)),
-            Ok(None) => (StatusCode::NOT_FOUND, None),
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => (StatusCode::FORBIDDEN, None),
-            Err(error) => {
-                account::print(&format!("{client}: opening {path}: {error}\n"));
-                (StatusCode::INTERNAL_SERVER_ERROR, None)
+    let mut response = match (request.method(), boot_api::mac(request.uri().path())) {
+        (&Method::GET | &Method::HEAD, Some(mac)) => {
+            let base = boot_api::base(served.url.as_deref(), text(header::HOST));
+            match boot_api::answer(served.root.as_fd(), mac, &base) {
+                Ok(Some(json)) => json_response(json, head),
+                // Anything else than 200 makes Pixiecore leave the machine alone.
+                Ok(None) => empty(StatusCode::NOT_FOUND),
+                Err(error) => {
+                    account::print(&format!("{client}: answering Pixiecore: {error:#}\n"));
+                    empty(StatusCode::INTERNAL_SERVER_ERROR)
+                }
             }
-        },
-        (_, _) => (StatusCode::METHOD_NOT_ALLOWED, None),
-    };
-    let mut response = match found {
-        Some(found) => {
-            let asked = Asked {
-                head,
-                range: text(header::RANGE),
-                if_range: text(header::IF_RANGE),
-                if_none_match: text(header::IF_NONE_MATCH),
-            };
-            file_response(asked, found, served)
         }
-        None => {
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = status;
-            if status == StatusCode::METHOD_NOT_ALLOWED {
-                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        (&Method::GET | &Method::HEAD, None) => match find(request.uri().path(), client, served) {
+            Ok(found) => {
+                let asked = Asked {
+                    head,
+                    range: text(header::RANGE),
+                    if_range: text(header::IF_RANGE),
+                    if_none_match: text(header::IF_NONE_MATCH),
+                };
+                file_response(asked, found, served)
             }
+            Err(status) => empty(status),
+        },
+        (_, _) => {
+            let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             response
         }
     };
@@ -184,6 +191,35 @@ fn respond(request: &Request<Incoming>, client: SocketAddr, served: &Served, acc
         started,
         length,
     });
+    response
+}
+
+/// The file that a path means, or the status that says why there is none.
+fn find(path: &str, client: SocketAddr, served: &Served) -> Result<file::Found, StatusCode> {
+    let path = file::relative(path).ok_or(StatusCode::NOT_FOUND)?;
+    match file::open(served.root.as_fd(), &path) {
+        Ok(found) => found.ok_or(StatusCode::NOT_FOUND),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(StatusCode::FORBIDDEN),
+        Err(error) => {
+            account::print(&format!("{client}: opening {path}: {error}\n"));
+            Err(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+    }
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+fn json_response(json: Vec<u8>, head: bool) -> Response<Body> {
+    let length = json.len();
+    let mut response = Response::new(if head { Body::empty() } else { Body::bytes(json) });
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     response
 }
 
