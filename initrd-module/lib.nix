@@ -288,7 +288,8 @@ rec {
     toJSON {
       kernel = "${url}/kernels/${kernel}";
       initrd = [ "${url}/initrds/${initrd}" ];
-      inherit cmdline;
+      # A template of Go's text/template.
+      cmdline = replaceStrings [ "{{" ] [ "{{\"{{\"}}" ] cmdline;
     };
 
   # --- Devices and units ----------------------------------------------------------------------------------------------------------

@@ -137,6 +137,9 @@ in
             shift
             ${publish} image ${build.image}/store.squashfs --out "$folder" \
               --kernel ${build.kernel} --initrd ${build.initrd}/initrd ${publishing} "$@"
+            ${lib.optionalString hasHosts "${publish} hosts \"$folder\" ${
+              lib.escapeShellArgs (map (host: "${host}=${channel}") (lib.attrNames hosts))
+            }"}
             END
             chmod +x "$out/bin/publish"
           '';

@@ -50,6 +50,8 @@ in
       kernelModules = [
         "loop"
         "overlay"
+        # Where the agent brings the network up itself (network.by = "agent"), it speaks DHCP on packet sockets.
+        "af_packet"
       ];
       supportedFilesystems =
         lib.optional (cfg.settings.cache.fsType or "auto" != "auto") cfg.settings.cache.fsType

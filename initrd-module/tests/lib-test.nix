@@ -44,6 +44,17 @@ support.lines (
         builtins.readFile ../../docs/settings.md
       ) == null
     ) rendered) [ ])
+    (equal "Pixiecore, which takes the command line for a template, gives braces as they are"
+      (builtins.fromJSON (
+        fresh.pixiecoreAnswer {
+          url = "http://x";
+          kernel = "k";
+          initrd = "i";
+          cmdline = "a={{b}}";
+        }
+      )).cmdline
+      "a={{\"{{\"}}b}}"
+    )
     (check "a value with a double quote has no place on a command line" (throws (
       fresh.parameter "url" "a\"b"
     )) "it was rendered")

@@ -108,8 +108,17 @@ rec {
     '';
   pkgsStatic = { inherit callPackage; };
   buildPackages = { inherit callPackage; };
-  # The machine has it.
-  squashfsTools = build "nothing" { } ''mkdir "$out"'';
+  # The machine has them.
+  nothing = build "nothing" { } ''mkdir "$out"'';
+  squashfsTools = nothing;
+  dosfstools = nothing;
+  mtools = nothing;
+  xorriso = nothing;
+  grub2 = build "grub" { } ''
+    mkdir -p "$out/lib"
+    ln -s /usr/lib/grub "$out/lib/grub"
+  '';
+  grub2_efi = grub2;
   ipxe = build "ipxe" { } ''mkdir "$out" && echo iPXE >"$out/ipxe.efi"'';
   cacert = "${store}-cacert";
   coreutils = "${store}-coreutils";

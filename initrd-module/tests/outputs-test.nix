@@ -118,6 +118,7 @@ in
   inherit (of first)
     image
     initrd
+    isoImage
     kexecTree
     pixiecore
     served
@@ -184,6 +185,17 @@ in
     is "a later one goes into the same folder" ${(of later).publish}/bin/publish live --key lab-1.secret
     serial >serial-2
     is "its serial is 2" has '"serial":2,' serial-2
+    is "publishing says which machines boot it" has '"00:1f:29:12:34:56"' live/hosts.json
+    # Two programs write the same scripts: but for the line that says which of them did.
+    for file in netboot.ipxe netboot/by-mac/00-1f-29-12-34-56.ipxe; do
+      sed 2d "live/$file" >theirs
+      sed 2d "$served/$file" >ours
+      is "$file is the publisher's own" cmp theirs ours
+    done
+    # JSON, in whatever order.
+    tr -d ' \n' <live/hosts.json | tr ',{}' '\n\n\n' | sort >theirs
+    tr -d ' \n' <"$served/hosts.json" | tr ',{}' '\n\n\n' | sort >ours
+    is "hosts.json says what the publisher's own says" cmp theirs ours
     is "both images are there" test "$(ls live/images/*.squashfs | wc -l)" = 2
     is "without a folder it says what it wants" sh -c '! "$1" 2>said && grep -q "which folder" said' sh ${(of first).publish}/bin/publish
     # What the sandbox made can be signed as well.
@@ -197,6 +209,17 @@ in
     is "kexecTree has a script" test -x "$tree/kexec-boot"
     is "kexecTree has an iPXE script" cmp "$tree/netboot.ipxe" "$script"
 
+    iso=${(of first).isoImage}
+    on_iso() { xorriso -indev "$iso" -osirrox on -extract "$1" "$2" >said.xorriso 2>&1 || { cat said.xorriso; return 1; }; }
+    is "the ISO holds the image" on_iso "/freshroot/images/$(basename "$image")" image.iso
+    is "the image on the ISO is the one that is served" cmp image.iso "$image"
+    is "the ISO holds a GRUB for UEFI" on_iso /boot/efi.img efi.img
+    mcopy -i efi.img ::/EFI/BOOT/BOOTX64.EFI grub.efi
+    for what in "freshroot.manifest-sha256=$(basename "$manifest" .json)" freshroot.media.device=LABEL=FRESHROOT freshroot.media.path=freshroot root=fstab "/freshroot/kernels/$(basename "$kernel")"; do
+      is "the ISO's command line has $what" grep -qaF -- "$what" grub.efi
+    done
+    is "the ISO boots by BIOS" sh -c 'xorriso -indev "$1" -report_el_torito plain 2>/dev/null | grep -q "BIOS .*/boot/bios.img\|BIOS"' sh "$iso"
+
     pixie=${(of first).pixiecore}
     is "pixiecore's script is one" sh -n "$pixie/run"
     is "pixiecore's script starts it with the kernel" has "/kernels/$(basename "$kernel")" "$pixie/run"
@@ -204,6 +227,7 @@ in
     is "pixiecore's answer names the kernel" has "\"kernel\":\"http://images.lan/freshroot/kernels/$(basename "$kernel")\"" "$answer"
     is "pixiecore's answer names the initrd" has "\"initrd\":[\"http://images.lan/freshroot/initrds/$(basename "$initrd")\"]" "$answer"
     is "pixiecore's answer has the command line" has "init=/nix/.freshroot/init" "$answer"
+    is "pixiecore's answer is the publisher's own" cmp "$answer" "$served/netboot/one.pixiecore.json"
 
     pi=${(of first).raspberryPi4}
     is "the Raspberry Pi's folder has firmware" test -s "$pi/RPI_EFI.fd"
