@@ -189,11 +189,12 @@ support.lines (
           (
             name:
             staker.systemd.units.${name}.overrideStrategy == "asDropin"
-            && lib.hasInfix "DefaultDependencies=no" staker.systemd.units.${name}.text
+            && lib.hasInfix "DefaultDependencies=false" staker.systemd.units.${name}.text
           )
           [
             "nix-.ro\\x2dstore.mount"
             "nix-.rw\\x2dstore.mount"
+            "nix-store.mount"
             "run-freshroot-cache.mount"
           ]
     ) (builtins.toJSON (lib.attrNames staker.systemd.units)))
