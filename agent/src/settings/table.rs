@@ -469,7 +469,7 @@ pub static TABLE: &[Row] = &[
         },
         guard: Free,
         show: |s| word(s.log, &LOG),
-        about: "What is logged.",
+        about: "What is logged. The agent as it is shipped leaves out what only `trace` would show.",
     },
     Row {
         name: "commandLineMay",
