@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use super::Stage;
 use super::deadline::Deadline;
 use super::download::Download;
-use super::online::Online;
+use super::online::{Online, patience};
 use super::ram;
 use super::ticker::while_telling;
 use crate::cache::room::make_room;
@@ -17,9 +17,9 @@ use crate::cache::{Cache, Held, Known};
 use crate::candidates::{Observed, RunningKernel, accept, candidates, is_spent, name_of, supersedes};
 use crate::decide::{Answer, Candidate, ImageState, Next, Situation, best, decide};
 use crate::digest::Digest;
+use crate::fetch::Progress;
 use crate::fetch::answer::{Asked, Earlier, Valid, ask};
-use crate::fetch::image::{Patience, fetch_index};
-use crate::fetch::{Progress, Source};
+use crate::fetch::image::fetch_index;
 use crate::formats::generation::Generation;
 use crate::formats::manifest::Image;
 use crate::report::{self, Failure, Report};
@@ -118,7 +118,8 @@ impl<'a> Acquire<'a> {
             report.warn(format!("tries and blessings are not looked at: {error:#}"));
             None
         });
-        let online = Online::new(settings);
+        let signed = entries.iter().filter_map(|entry| Some(entry.known.authorised.release()?.created));
+        let online = Online::new(settings, signed);
         Self {
             root,
             settings,
@@ -350,11 +351,7 @@ impl<'a> Acquire<'a> {
         let earlier = self
             .earlier(&question.path())
             .filter(|(_, digest)| known.iter().any(|one| one.digest() == *digest && accept(one, &known, now).is_ok()));
-        let client = self.online.client(deadline, report)?;
-        let source = Source {
-            client,
-            mirrors: &self.settings.urls,
-        };
+        let source = self.online.source(deadline, report)?;
         let wanted = self.wanted;
         let accepted = |authorised: &crate::formats::authorised::Authorised| {
             if wanted.target.system_of(authorised).is_none() {
@@ -501,18 +498,12 @@ impl<'a> Acquire<'a> {
         let entry = self.entry(digest)?;
         let (generation, image) = (entry.known.generation.clone(), entry.known.authorised.manifest().image.clone());
         let bootable = self.bootable();
-        let patience = Patience {
-            deadline: bootable.is_some().then(|| Instant::now() + self.settings.policy.fetch_wait),
-            without_progress: self.settings.policy.fetch_wait,
-        };
+        let patience = patience(self.settings, bootable.is_some());
         self.deadline.waiting_for(patience.without_progress);
         let network_limit = patience
             .deadline
             .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);
-        let source = Source {
-            client: self.online.client(network_limit, report).map_err(anyhow::Error::msg)?,
-            mirrors: &self.settings.urls,
-        };
+        let source = self.online.source(network_limit, report).map_err(anyhow::Error::msg)?;
         // Before anything is removed for it: a server without the image is mostly one without its index.
         let index = match self.disk.as_ref().and_then(|cache| cache.chunk_index(&image)) {
             Some(_) => None,
@@ -551,11 +542,7 @@ impl<'a> Acquire<'a> {
         if let Some((_, bytes)) = index {
             cache.commit_chunk_index(image.sha256, &bytes)?;
         }
-        let client = self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
-        let source = Source {
-            client,
-            mirrors: &self.settings.urls,
-        };
+        let source = self.online.source(network_limit, report).map_err(anyhow::Error::msg)?;
         let image = Download {
             root: self.root,
             deadline: self.deadline,

@@ -2,14 +2,17 @@
 
 pub mod answer;
 pub mod image;
+pub mod pace;
 pub mod pipeline;
 pub mod range;
 pub mod retry;
+pub mod validator;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::http::Client;
+use retry::{Memory, Mirrors};
 
 /// Where to fetch from.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +21,15 @@ pub struct Source<'a> {
     pub client: &'a Client,
     /// Base URLs of served folders, the preferred first, without a slash at the end.
     pub mirrors: &'a [String],
+    /// What went wrong with them before.
+    pub memory: &'a Memory,
+}
+
+impl Source<'_> {
+    /// The mirrors for one task.
+    fn in_order(&self) -> Mirrors {
+        Mirrors::new(&self.memory.order(self.mirrors.len()))
+    }
 }
 
 /// How far a transfer is, for whoever tells the user.
