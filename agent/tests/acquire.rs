@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    #[allow(dead_code, reason = "shared with the tests of transfers")]
     pub mod world;
 }
 

@@ -4,14 +4,20 @@
 mod support {
     pub mod bench;
     pub mod server;
+    #[allow(dead_code, reason = "shared with other tests")]
     pub mod world;
 }
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use freshroot::boot::deadline::Deadline;
+use freshroot::boot::download::Download;
+use freshroot::fetch::Progress;
 use freshroot::fetch::image::{Patience, fetch_index};
 use freshroot::fetch::pace::Slowest;
 use freshroot::http::Options;
+use freshroot::report::Report;
+use freshroot::verify::BootImage;
 use support::bench::{Bench, LIMITS, PATIENT, STALL, files, from, honest, honestly};
 use support::server::{Ask, Reply, Server, Then};
 use support::world::{CHUNK, CHUNKS, SIZE, World};
@@ -267,9 +273,14 @@ fn row_12_a_chunk_may_take_longer_than_the_time_without_progress_while_bytes_com
         ..bench
     }
     .begun(&(1..CHUNKS).collect::<Vec<_>>());
-    let started = Instant::now();
-    bench.fetch().unwrap();
+    let (started, progress) = (Instant::now(), Progress::new(SIZE as u64));
+    bench.fetch_telling(&progress).unwrap();
     bench.assert_committed();
+    assert!(
+        progress.moves() > 3,
+        "whoever waits for it sees that it goes on: {}",
+        progress.moves()
+    );
     assert!(started.elapsed() > Duration::from_secs(3), "{:?}", started.elapsed());
     assert_eq!(bench.servers[0].requests(), 1);
 }
@@ -340,6 +351,40 @@ fn a_rate_limit_is_kept_and_is_no_reason_to_leave_a_mirror() {
     let measured = SIZE as f64 / started.elapsed().as_secs_f64();
     assert!(measured < rate as f64 * 1.15, "{measured} bytes a second");
     assert_eq!(bench.servers[0].requests(), 1);
+}
+
+#[test]
+fn row_23_an_image_that_does_not_get_its_place_boots_all_the_same_and_is_not_fetched_again() {
+    let bench = Bench::new(|_, reply| reply);
+    let root = tempfile::tempdir().unwrap();
+    let mut report = Report::new("");
+    let deadline = Deadline::none();
+    let download = || Download {
+        root: root.path(),
+        deadline: &deadline,
+        cache: &bench.cache,
+        source: bench.source(),
+        image: &bench.new.image,
+        patience: bench.patience,
+    };
+    // A name that is taken by a folder cannot be given to a file.
+    let place = bench.cache.image_path(bench.new.image.sha256);
+    std::fs::create_dir(&place).unwrap();
+    let verified = |booted: BootImage| match booted {
+        BootImage::Verified(_) => {}
+        BootImage::Unverified(_) => panic!("it was verified"),
+    };
+    verified(download().run(&mut report).unwrap());
+    assert_eq!((bench.servers[0].requests(), bench.received()), (1, SIZE));
+    assert!(report.warnings[0].contains("did not get its place"), "{:?}", report.warnings);
+    std::fs::remove_dir(&place).unwrap();
+    verified(download().run(&mut report).unwrap());
+    bench.assert_committed();
+    assert_eq!(
+        (bench.servers[0].requests(), report.warnings.len()),
+        (1, 1),
+        "nothing is asked again"
+    );
 }
 
 #[test]

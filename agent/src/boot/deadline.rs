@@ -99,7 +99,7 @@ impl Deadline {
             return work();
         }
         let (ended, changed) = (Mutex::new(false), Condvar::new());
-        let mut before = progress.done();
+        let mut before = progress.moves();
         std::thread::scope(|scope| {
             let watch = || {
                 let mut guard = ended.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +107,7 @@ impl Deadline {
                     if !*guard {
                         (guard, _) = changed.wait_timeout(guard, LOOK).unwrap_or_else(PoisonError::into_inner);
                     }
-                    let now = progress.done();
+                    let now = progress.moves();
                     if now > before {
                         self.waiting_for(Duration::ZERO);
                     }

@@ -16,7 +16,7 @@ mod attempt;
 pub mod cache_disk;
 pub mod deadline;
 pub mod disks;
-mod download;
+pub mod download;
 pub mod fail;
 mod failing;
 pub mod in_systemd;

@@ -366,7 +366,10 @@ impl Transfer<'_, '_> {
             let now = Instant::now();
             match self.pace.came(length, now.duration_since(last)) {
                 Found::Unknown => {}
-                Found::FastEnough(time) => self.last_progress = now.min(self.last_progress + time),
+                Found::FastEnough(time) => {
+                    self.last_progress = now.min(self.last_progress + time);
+                    self.progress.goes_on();
+                }
                 Found::TooSlow(rate) => return Err((filled, ReadError::Slow(rate))),
             }
             last = now;

@@ -39,6 +39,7 @@ pub struct Progress {
     total: u64,
     reused: AtomicU64,
     done: AtomicU64,
+    moves: AtomicU64,
 }
 
 impl Progress {
@@ -49,6 +50,7 @@ impl Progress {
             total,
             reused: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            moves: AtomicU64::new(0),
         }
     }
 
@@ -61,6 +63,17 @@ impl Progress {
     /// These bytes were fetched and verified.
     pub fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.goes_on();
+    }
+
+    /// It goes on, though no chunk is whole yet.
+    pub fn goes_on(&self) {
+        self.moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Another number than before, if it went on meanwhile.
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
     }
 
     /// So many bytes are there now, if that is more than before.

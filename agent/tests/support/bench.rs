@@ -101,15 +101,13 @@ impl Bench {
 
     /// Fetches the image, verifies the whole, and commits it.
     pub fn fetch(&self) -> Result<(), FetchError> {
+        self.fetch_telling(&Progress::new(self.new.image.size))
+    }
+
+    /// The same, with somebody who watches.
+    pub fn fetch_telling(&self, progress: &Progress) -> Result<(), FetchError> {
         let part = Part::open(&self.cache, &self.new.image, &self.new.index, &|_| {}).unwrap();
-        let digest = fetch_image(
-            &self.source(),
-            &self.new.image,
-            &self.new.index,
-            &part,
-            self.patience,
-            &Progress::new(self.new.image.size),
-        )?;
+        let digest = fetch_image(&self.source(), &self.new.image, &self.new.index, &part, self.patience, progress)?;
         assert_eq!(digest, self.new.image.sha256, "only what was verified is handed out");
         let proof = verified_by_digest(part.reopen().unwrap(), self.new.image.size, digest, self.new.image.sha256).unwrap();
         part.commit(&self.cache, &proof).unwrap();

@@ -1,5 +1,4 @@
 //! A published world in memory: an image in nine chunks, its index, its manifest and a signed release. And what a cache looks like.
-#![allow(dead_code, reason = "each test program uses its share")]
 
 use std::collections::BTreeMap;
 use std::fs;
