@@ -150,6 +150,7 @@ struct Shared {
 /// The server; ends when it is dropped.
 pub struct Server {
     address: SocketAddr,
+    door: TcpListener,
     shared: Arc<Shared>,
     listening: Option<JoinHandle<()>>,
 }
@@ -157,8 +158,14 @@ pub struct Server {
 impl Server {
     /// Starts a server.
     pub fn new(script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::at(Ipv4Addr::LOCALHOST, script)
+    }
+
+    /// Starts a server at this address, in the network namespace of the thread.
+    pub fn at(address: Ipv4Addr, script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let address = listener.local_addr().unwrap();
+        let door = listener.try_clone().unwrap();
         let shared = Arc::new(Shared {
             script: Box::new(script),
             served: Mutex::new(Vec::new()),
@@ -181,6 +188,7 @@ impl Server {
         });
         Self {
             address,
+            door,
             shared,
             listening: Some(listening),
         }
@@ -215,7 +223,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        drop(TcpStream::connect(self.address));
+        // Ends the wait for the next connection, from whichever namespace.
+        rustix::net::shutdown(&self.door, rustix::net::Shutdown::Both).unwrap();
         if let Some(listening) = self.listening.take() {
             let ended = listening.join();
             assert!(ended.is_ok() || std::thread::panicking(), "the server died");
