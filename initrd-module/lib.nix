@@ -92,6 +92,7 @@ rec {
     "transfer.maxTime"
     "transfer.rateLimit"
     "transfer.budget"
+    "transfer.parallel"
     "http.caFile"
     "http.pinnedPublicKeys"
     "http.clientCertFile"

@@ -220,6 +220,9 @@ in
       budget =
         setting bytes "any number"
           "Bytes of answers that one boot may receive; what came is kept, and the next boot goes on.";
+      parallel =
+        setting (types.ints.between 1 16) "1"
+          "How many ranges of an image are asked for at once. More than one helps where a single connection does not fill the link, and costs a server as many connections.";
     };
 
     http = {

@@ -81,6 +81,7 @@ fn fetch(url: &str, channel: &str, key: &str, folder: &Path) -> Result<u64> {
         deadline: None,
         without_progress: FETCH_WAIT,
         slowest: SLOWEST,
+        parallel: std::env::var("PARALLEL").map_or(Ok(1), |text| text.parse())?,
     };
     let (index, bytes) = fetch_index(&source, &image, patience).map_err(|error| anyhow!("{error}"))?;
     cache.commit_chunk_index(image.sha256, &bytes)?;

@@ -31,6 +31,8 @@ pub use tls::TlsOptions;
 const REDIRECTS: u32 = 8;
 /// Headers of an answer: a few hundred bytes are usual.
 const HEADER_LIMIT: usize = 32 << 10;
+/// As many connections to one server are kept for the next request: more ranges are never asked for at once.
+const CONNECTIONS: usize = 16;
 /// An entity tag or a date that is longer is no use, and costs memory.
 const VALIDATOR_LIMIT: usize = 256;
 
@@ -145,6 +147,8 @@ impl Client {
             .max_redirects(REDIRECTS)
             // They are for the servers that are configured. The library's «same host» may have another port, and so be another server.
             .redirect_auth_headers(RedirectAuthHeaders::Never)
+            .max_idle_connections(CONNECTIONS)
+            .max_idle_connections_per_host(CONNECTIONS)
             .max_response_header_size(HEADER_LIMIT)
             .user_agent(concat!("freshroot/", env!("CARGO_PKG_VERSION")))
             // What is compressed is the image; a second coat only costs time and hides lengths.

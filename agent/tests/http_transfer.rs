@@ -8,6 +8,7 @@ mod support {
     pub mod world;
 }
 
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use freshroot::boot::deadline::Deadline;
@@ -15,7 +16,7 @@ use freshroot::boot::download::Download;
 use freshroot::fetch::Progress;
 use freshroot::fetch::image::{Patience, fetch_index};
 use freshroot::fetch::pace::Slowest;
-use freshroot::http::Options;
+use freshroot::http::{Limits, Options};
 use freshroot::report::Report;
 use freshroot::verify::BootImage;
 use support::bench::{Bench, LIMITS, PATIENT, STALL, files, from, honest, honestly};
@@ -404,14 +405,139 @@ fn a_budget_ends_a_transfer_at_its_last_byte_and_the_next_boot_goes_on() {
     assert_eq!(bench.servers[0].requests(), 1);
     // A new boot has a budget of its own.
     let again = Bench {
-        client: std::sync::Arc::new(freshroot::http::Client::new(options())),
+        client: Arc::new(freshroot::http::Client::new(options())),
         ..bench
     };
     again.assert_fails("transfer.budget", 8);
     let last = Bench {
-        client: std::sync::Arc::new(freshroot::http::Client::new(options())),
+        client: Arc::new(freshroot::http::Client::new(options())),
         ..again
     };
     last.fetch().unwrap();
     last.assert_committed();
+}
+
+/// The length of a piece where chunks are small and there are many at once.
+const PIECE: usize = 2 << 20;
+
+/// An image of several pieces, in chunks of a quarter of one.
+fn large(script: impl Fn(&Ask, Reply) -> Reply + Send + Sync + 'static, parallel: usize, options: Options) -> Bench {
+    let world = || World::sized(2, PIECE / 4, 5 * PIECE + 1234);
+    let files = files(&world());
+    let server = Server::new(move |ask| script(ask, Reply::honest(&files, ask)));
+    let bench = Bench::of(world(), vec![server], options);
+    Bench {
+        patience: Patience {
+            parallel,
+            ..bench.patience
+        },
+        ..bench
+    }
+}
+
+/// Holds whoever calls it until two have called. True if that came about.
+fn meet(place: &(Mutex<usize>, Condvar)) -> bool {
+    let mut there = place.0.lock().unwrap();
+    *there += 1;
+    place.1.notify_all();
+    let alone = |there: &mut usize| *there < 2;
+    !place
+        .1
+        .wait_timeout_while(there, Duration::from_secs(5), alone)
+        .unwrap()
+        .1
+        .timed_out()
+}
+
+#[test]
+fn several_ranges_are_asked_for_at_once_and_cover_the_image_once() {
+    let place = Arc::new((Mutex::new(0), Condvar::new()));
+    let met = Arc::clone(&place);
+    let options = Options::new(Limits {
+        stall: Duration::from_secs(8),
+        ..LIMITS
+    });
+    let bench = large(
+        move |ask, reply| {
+            // The second and the third, while the first is read.
+            let waits = ask.range().is_some_and(|(first, _)| first == PIECE || first == 2 * PIECE);
+            if waits && !meet(&place) { Reply::new(404, b"") } else { reply }
+        },
+        3,
+        options,
+    );
+    bench.fetch().unwrap();
+    assert_eq!(*met.0.lock().unwrap(), 2);
+    bench.assert_committed();
+    let size = bench.new.bytes.len();
+    let mut ranges: Vec<_> = bench.ranges().into_iter().map(Option::unwrap).collect();
+    ranges.sort_unstable();
+    let expected: Vec<_> = (0..size).step_by(PIECE).map(|first| (first, size.min(first + PIECE) - 1)).collect();
+    assert_eq!((ranges, bench.received()), (expected, size));
+}
+
+#[test]
+fn a_server_without_ranges_is_read_by_one_connection() {
+    let whole = World::sized(2, PIECE / 4, 5 * PIECE + 1234).bytes;
+    let bench = large(
+        move |ask, reply| {
+            if ask.range().is_some() { Reply::new(200, &whole) } else { reply }
+        },
+        4,
+        Options::new(LIMITS),
+    );
+    bench.fetch().unwrap();
+    bench.assert_committed();
+    assert_eq!((bench.servers[0].requests(), bench.received()), (1, bench.new.bytes.len()));
+}
+
+#[test]
+fn what_is_wrong_with_one_range_of_several_ends_the_body_there_and_nothing_wrong_is_used() {
+    type Fault = fn(Reply) -> Reply;
+    let other: Fault = |reply| reply.header("ETag", "\"two\"");
+    let cases: [(&str, Fault); 7] = [
+        ("cut", |reply| reply.cut(PIECE / 2, Then::Close)),
+        ("busy", |_| Reply::new(503, b"")),
+        ("gone", |_| Reply::new(404, b"")),
+        ("another file", other),
+        ("another part", |mut reply| {
+            reply.headers[0].1 = format!("bytes 0-{}/{}", PIECE - 1, 5 * PIECE + 1234);
+            reply
+        }),
+        ("the whole", |reply| Reply::new(200, &reply.body)),
+        ("damaged", |mut reply| {
+            reply.body[5] ^= 1;
+            reply
+        }),
+    ];
+    std::thread::scope(|scope| {
+        for (why, fault) in cases {
+            scope.spawn(move || {
+                let once = std::sync::atomic::AtomicBool::new(true);
+                let bench = large(
+                    move |ask, reply| {
+                        let reply = reply.header("ETag", "\"one\"");
+                        let third = ask.range().is_some_and(|(first, _)| first == 2 * PIECE);
+                        if third && once.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                            let reply = fault(reply);
+                            if reply.headers.iter().any(|(_, value)| value == "\"two\"") {
+                                return Reply {
+                                    headers: reply.headers.into_iter().filter(|(_, value)| value != "\"one\"").collect(),
+                                    ..reply
+                                };
+                            }
+                            return reply;
+                        }
+                        reply
+                    },
+                    3,
+                    Options::new(LIMITS),
+                );
+                bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
+                bench.assert_committed();
+                let again = bench.received() - bench.new.bytes.len();
+                assert!(again <= 4 * PIECE, "{why}: {again} bytes were fetched twice");
+            });
+        }
+    });
 }

@@ -167,6 +167,7 @@ pub fn patience(settings: &Settings, something_else: bool) -> Patience {
             rate: transfer.least_rate(),
             window: transfer.min_rate_window,
         },
+        parallel: transfer.parallel as usize,
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::pace::{Found, Pace, Slowest};
+use super::parallel::{Pieces, Plan, piece_length};
 use super::pipeline::{Outcome, Pipeline, Verdict};
 use super::range::{Run, body_offset, bytes_of, first_missing};
 use super::retry::{After, Mirrors, jitter, pause};
@@ -32,6 +33,8 @@ pub struct Patience {
     pub without_progress: Duration,
     /// A transfer that is slower is given up, and the next mirror tried.
     pub slowest: Slowest,
+    /// How many ranges are asked for at once.
+    pub parallel: usize,
 }
 
 /// Why an image could not be had.
@@ -204,10 +207,14 @@ impl Transfer<'_, '_> {
                 first: 0,
                 last: self.present.len() - 1,
             };
-        let range = if whole || !self.mirrors.ranges() {
-            None
-        } else {
-            bytes_of(run, self.index.chunks())
+        let all = bytes_of(run, self.index.chunks()).filter(|_| self.mirrors.ranges());
+        // Several at once begin with the first piece: whether the server can do ranges is known by its answer.
+        let largest = self.index.chunks().iter().map(|chunk| u64::from(chunk.length)).max().unwrap_or(1);
+        let piece = piece_length(self.patience.parallel, largest);
+        let several = all.filter(|(first, last)| self.patience.parallel > 1 && last - first >= piece);
+        let range = match several {
+            Some((first, _)) => Some((first, first + piece - 1)),
+            None => all.filter(|_| !whole),
         };
         // A deadline ends a wait for a server as well as a transfer; without one there is no total limit.
         let total = self
@@ -254,7 +261,23 @@ impl Transfer<'_, '_> {
             _ => run.last,
         };
         let mut verdicts = Vec::new();
-        let read = self.read_body(&mut response.body, offset, last, &mut verdicts);
+        let read = match several.filter(|_| response.status == 206) {
+            None => self.read_body(&mut response.body, offset, last, &mut verdicts),
+            Some(range) => {
+                let plan = Plan {
+                    client: self.source.client,
+                    url,
+                    count: self.patience.parallel,
+                    piece,
+                    range,
+                    total: self.image.size,
+                    validator: Validator::of(&response),
+                    deadline: self.patience.deadline,
+                };
+                let read = |pieces: &mut Pieces<'_>| self.read_body(pieces, offset, last, &mut verdicts);
+                plan.run(response.body, read).unwrap_or_else(|error| Err(ReadError::Network(error)))
+            }
+        };
         let settled = self.pipeline.settle(&mut verdicts);
         let judged = self.judge(&shown, &mut verdicts);
         if let Err(error) = settled {

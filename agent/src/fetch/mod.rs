@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod image;
 pub mod pace;
+mod parallel;
 pub mod pipeline;
 pub mod range;
 pub mod retry;

@@ -169,6 +169,7 @@ mod tests {
             ("transfer.maxTime", own("15s")),
             ("transfer.rateLimit", own("3M")),
             ("transfer.budget", own("5G")),
+            ("transfer.parallel", own("6")),
             ("http.caFile", own("/ca.pem")),
             ("http.pinnedPublicKeys", own("sha256//BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
             ("http.clientCertFile", own("/cert.pem")),
@@ -233,7 +234,7 @@ mod tests {
             r#"{{"version": 1, "url": ["http://a/", "https://b"], "channel": "stable", "system": "/nix/store/{HASH}-a",
             "manifestSha256": "{digest}", "allowUnsigned": true, "verify": "size", "http": {{"caFile": "/ca.pem", "pinnedPublicKeys": ["sha256//{pin}"], "clientCertFile": "/c.pem", "clientKeyFile": "/k.pem",
             "credentialsFile": "/cr", "proxy": "http://user:word@proxy:3128", "noProxy": ["a.example", "10.0.0.0/8"]}},
-            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s", "minRate": "2K", "minRateWindow": "20s", "maxTime": "1h", "rateLimit": 1048576, "budget": "1G"}},
+            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s", "minRate": "2K", "minRateWindow": "20s", "maxTime": "1h", "rateLimit": 1048576, "budget": "1G", "parallel": 2}},
             "cache": {{"device": "LABEL=a", "fsType": "xfs", "options": ["ro"], "path": "x", "wait": "5s", "keep": 7}},
             "root": {{"tmpfsSize": "1G"}}, "store": {{"tmpfsSize": "10%", "rwDevice": "LABEL=b"}},
             "fileSystems": {{"/a": {{"device": "LABEL=c"}}}},
@@ -254,7 +255,10 @@ mod tests {
             (s.transfer.min_rate, s.transfer.min_rate_window, s.transfer.max_time),
             (2048, seconds(20), seconds(3600))
         );
-        assert_eq!((s.transfer.rate_limit, s.transfer.budget), (1 << 20, 1 << 30));
+        assert_eq!(
+            (s.transfer.rate_limit, s.transfer.budget, s.transfer.parallel),
+            (1 << 20, 1 << 30, 2)
+        );
         assert_eq!(s.http.pinned_public_keys[0].as_bytes(), &[7; 32]);
         assert_eq!(s.http.proxy.as_ref().map(ToString::to_string).as_deref(), Some("http://proxy:3128"));
         assert_eq!((s.http.no_proxy.len(), s.http.client_key_file.is_some()), (2, true));

@@ -220,6 +220,17 @@ pub static TABLE: &[Row] = &[
         about: "Bytes of answers that one boot may receive; what came is kept, and the next boot goes on. `0`: any number.",
     },
     Row {
+        name: "transfer.parallel",
+        kind: Number {
+            least: 1,
+            most: 16,
+            place: |s| &mut s.transfer.parallel,
+        },
+        guard: Free,
+        show: |s| s.transfer.parallel.to_string(),
+        about: "How many ranges of an image are asked for at once. More than one helps where a single connection does not fill the link, and costs a server as many connections.",
+    },
+    Row {
         name: "http.caFile",
         kind: Text {
             form: "path in the initrd",

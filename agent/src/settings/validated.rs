@@ -115,6 +115,8 @@ pub struct Transfer {
     pub rate_limit: u64,
     /// Bytes that one boot may receive; 0: any number.
     pub budget: u64,
+    /// How many ranges of an image are asked for at once.
+    pub parallel: u32,
 }
 
 impl Transfer {
@@ -340,6 +342,7 @@ impl Settings {
                 max_time: seconds(0),
                 rate_limit: 0,
                 budget: 0,
+                parallel: 1,
             },
             http: Http {
                 ca_file: None,

@@ -20,7 +20,8 @@ use freshroot::verify::{verified_by_digest, verify_image};
 use super::server::{Ask, Reply, Server};
 use super::world::{CHUNK, SIZE, World, kept, open, present, trust};
 
-pub const STALL: Duration = Duration::from_millis(300);
+/// More than a busy machine needs to answer.
+pub const STALL: Duration = Duration::from_millis(700);
 /// Longer than the longest first pause between two tries, which is a second.
 pub const PATIENT: Duration = Duration::from_millis(2500);
 /// A server that sends a byte now and then is slower.
@@ -59,10 +60,14 @@ impl Bench {
 
     /// With a client of these options.
     pub fn by(servers: Vec<Server>, options: Options) -> Self {
+        Self::of(World::new(2), servers, options)
+    }
+
+    /// Where this is new.
+    pub fn of(new: World, servers: Vec<Server>, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let cache = open(folder.path());
         World::new(1).install(&cache, 1);
-        let new = World::new(2);
         cache.commit_chunk_index(new.image.sha256, &new.index.to_bytes()).unwrap();
         let client = Arc::new(Client::new(options));
         for server in &servers {
@@ -80,6 +85,7 @@ impl Bench {
                 deadline: None,
                 without_progress: PATIENT,
                 slowest: SLOWEST,
+                parallel: 1,
             },
             folder,
         }
