@@ -96,7 +96,10 @@ impl Connect {
     fn through(&self, proxy: &Proxy, error: Error) -> Error {
         match error {
             Error::Io(error) => io::Error::new(error.kind(), format!("through the proxy {proxy}: {error}")).into(),
-            Error::Rustls(error) => Error::Other(format!("the proxy {proxy}: {}", self.tls.explain(&error)).into()),
+            Error::Other(error) => match error.downcast::<rustls::Error>() {
+                Ok(error) => Error::Other(format!("the proxy {proxy}: {}", self.tls.explain(&error)).into()),
+                Err(other) => Error::Other(other),
+            },
             other => other,
         }
     }
@@ -118,10 +121,10 @@ impl Connect {
     fn secure(&self, mut wire: Wire, host: &str) -> Result<Wire, Error> {
         let config = self.tls.config().map_err(|why| Error::Other(why.into()))?;
         let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::Tls("the server's name cannot stand in a certificate"))?;
-        let mut session = ClientConnection::new(config, name)?;
+        let mut session = ClientConnection::new(config, name).map_err(tls)?;
         match session.complete_io(&mut wire) {
             Ok(_) => Ok(Wire::Tls(Box::new(StreamOwned::new(session, wire)))),
-            Err(error) => Err(within(error).map_or_else(io, Error::Rustls)),
+            Err(error) => Err(within(error).map_or_else(io, tls)),
         }
     }
 }
@@ -129,6 +132,11 @@ impl Connect {
 /// The host of a URL, without brackets.
 fn host(uri: &Uri) -> &str {
     uri.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']')
+}
+
+/// An error of the TLS library, for whoever explains it.
+fn tls(error: rustls::Error) -> Error {
+    Error::Other(Box::new(error))
 }
 
 /// A read or write that took too long is told as such.
@@ -341,7 +349,7 @@ fn late(error: io::Error, timeout: NextTimeout) -> Error {
     if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
         Error::Timeout(timeout.reason)
     } else {
-        within(error).map_or_else(Error::from, Error::Rustls)
+        within(error).map_or_else(Error::from, tls)
     }
 }
 

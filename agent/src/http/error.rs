@@ -79,10 +79,11 @@ pub(super) fn classify(url: &str, error: &ureq::Error, tls: &Tls) -> HttpError {
             HttpError::Fatal(format!("{url}: {error}"))
         }
         // A certificate does not mend itself; a clock may.
-        ureq::Error::Rustls(error @ rustls::Error::InvalidCertificate(_)) => HttpError::Unusable(format!("{url}: {}", tls.explain(error))),
-        ureq::Error::Rustls(error) => HttpError::Unusable(format!("{url}: {}", tls.explain(error))),
         ureq::Error::Tls(why) => HttpError::Unusable(format!("{url}: TLS: {why}")),
-        ureq::Error::Other(why) => HttpError::Unusable(format!("{url}: {why}")),
+        ureq::Error::Other(why) => match why.downcast_ref::<rustls::Error>() {
+            Some(error) => HttpError::Unusable(format!("{url}: {}", tls.explain(error))),
+            None => HttpError::Unusable(format!("{url}: {why}")),
+        },
         ureq::Error::HostNotFound => HttpError::Retryable(format!("{url}: its name has no address"), None),
         ureq::Error::Timeout(ureq::Timeout::Resolve) => {
             HttpError::Retryable(format!("{url}: its name was not resolved in time (transfer.connect)"), None)
