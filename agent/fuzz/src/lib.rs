@@ -1,10 +1,8 @@
 //! Fuzz targets: one for each parser of bytes from outside.
 //!
 //! A target is a plain function over bytes that says what holds for every input, by panicking where it does not: «no panic» is the least of it.
-//! libFuzzer looks for inputs that a target does not survive ([`docs/testing.md`]); what it found once is kept below `regressions/` and is, with
+//! libFuzzer looks for inputs that a target does not survive (`docs/testing.md`, «Fuzzing»); what it found once is kept below `regressions/` and is, with
 //! the seeds below `corpus/`, an ordinary test, which needs neither libFuzzer nor C++.
-//!
-//! [`docs/testing.md`]: https://github.com/freshroot/freshroot/blob/main/docs/testing.md
 
 // A finding is a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -140,6 +140,20 @@ const MEMBERS: &[(&str, &[Piece])] = &[
     ),
     ("erofs", &[(1024, b"\xe2\xe1\xf5\xe0"), (1072, b"0123456789abcdefname")]),
     (
+        // FAT32 whose root folder is one cluster of deleted entries, and then the same again.
+        "fat32-in-a-circle",
+        &[
+            (0, b"\xeb"),
+            (11, b"\0\x02\x08\xc8\0\x01"),
+            (21, b"\xf8"),
+            (36, b"\x01"),
+            (44, b"\x02"),
+            (510, b"\x55\xaa"),
+            (102_408, b"\x02"),
+            (102_912, &[0xe5; 4096]),
+        ],
+    ),
+    (
         "bcachefs",
         &[
             (4120, b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef"),

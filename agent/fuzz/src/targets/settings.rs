@@ -278,6 +278,10 @@ fn file_systems(settings: &Settings, mode: Mode) {
                 "{entry} is mounted before {later}"
             );
             assert!(
+                !entry.bind_source().is_some_and(|source| source.starts_with(later.mount_point())),
+                "{entry} is mounted before {later}"
+            );
+            assert!(
                 !entry.depends().iter().any(|path| path == later.mount_point()),
                 "{entry} is mounted before {later}"
             );

@@ -177,16 +177,18 @@ fn release(input: &[u8]) {
     assert!(release.serial > 0);
     assert_eq!(release.version, 1);
     assert_eq!(Release::parse(&serde_json::to_vec(&release).unwrap()), Ok(release.clone()));
-    // A reader that knows nothing of ours sees the same.
-    let value: Value = serde_json::from_slice(input).unwrap();
+    // The channel becomes a part of a path.
+    let path = Question::Channel(release.channel.clone()).path();
+    assert!(path.is_ascii() && path.matches('/').count() == 1 && !path.contains("/."), "{path}");
+    // A reader that knows nothing of ours sees the same. It also reads what we pass over, where half a character may stand.
+    let Ok(value) = serde_json::from_slice::<Value>(input) else {
+        return;
+    };
     assert_eq!(value["serial"].as_u64(), Some(release.serial));
     assert_eq!(value["created"].as_u64(), Some(release.created));
     assert_eq!(value.get("notAfter").and_then(Value::as_u64), release.not_after);
     assert_eq!(value["channel"].as_str(), Some(release.channel.as_str()));
     assert_eq!(value["manifest"].as_str(), Some(release.manifest.to_string().as_str()));
-    // The channel becomes a part of a path.
-    let path = Question::Channel(release.channel).path();
-    assert!(path.is_ascii() && path.matches('/').count() == 1 && !path.contains("/."), "{path}");
 }
 
 fn manifest(input: &[u8]) {
@@ -197,8 +199,17 @@ fn manifest(input: &[u8]) {
     };
     let written = serde_json::to_string(&manifest).unwrap();
     assert_eq!(Manifest::parse(&written), Ok(manifest.clone()), "{written}");
-    // A reader that knows nothing of ours sees the same.
-    let value: Value = serde_json::from_str(&text).unwrap();
+    assert!((1..=256).contains(&manifest.systems.len()) && manifest.image.size >= 96 && manifest.image.chunk_index.size <= 64 << 20);
+    for system in &manifest.systems {
+        // The first of several with one toplevel counts, for everybody.
+        let first = manifest.systems.iter().find(|other| other.toplevel == system.toplevel);
+        assert_eq!(manifest.system(&system.toplevel), first);
+        let path = Question::System(system.toplevel.clone()).path();
+        assert!(path.is_ascii() && path.len() == "by-system/.json".len() + 32, "{path}");
+        assert_eq!(system.toplevel.to_string().parse(), Ok(system.toplevel.clone()));
+    }
+    // A reader that knows nothing of ours sees the same. It also reads what we pass over, where half a character may stand.
+    let Ok(value) = serde_json::from_str::<Value>(&text) else { return };
     for (pointer, ours) in [
         ("/image/sha256", manifest.image.sha256.to_string()),
         ("/image/chunkIndex/sha256", manifest.image.chunk_index.sha256.to_string()),
@@ -209,15 +220,6 @@ fn manifest(input: &[u8]) {
         assert_eq!(value.pointer(pointer).and_then(Value::as_str), Some(ours.as_str()), "{pointer}");
     }
     assert_eq!(value.pointer("/image/size").and_then(Value::as_u64), Some(manifest.image.size));
-    assert!((1..=256).contains(&manifest.systems.len()) && manifest.image.size >= 96 && manifest.image.chunk_index.size <= 64 << 20);
-    for system in &manifest.systems {
-        // The first of several with one toplevel counts, for everybody.
-        let first = manifest.systems.iter().find(|other| other.toplevel == system.toplevel);
-        assert_eq!(manifest.system(&system.toplevel), first);
-        let path = Question::System(system.toplevel.clone()).path();
-        assert!(path.is_ascii() && path.len() == "by-system/.json".len() + 32, "{path}");
-        assert_eq!(system.toplevel.to_string().parse(), Ok(system.toplevel.clone()));
-    }
 }
 
 fn generation(input: &[u8]) {

@@ -1,7 +1,7 @@
 //! Small parsers of single values: addresses, names, keys, durations.
 
 use std::fmt::{Debug, Display};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use freshroot::device::DeviceName;
@@ -101,6 +101,15 @@ fn addresses(text: &str) {
                 assert!(!client.address.is_multicast() && !client.address.is_unspecified());
             }
             assert!(param.method != Method::Static || param.client.is_some());
+            // A mask that is written out is the one of that length.
+            if let (Some(client), Some(Ok(mask))) = (param.client, text.split(':').nth(3).map(str::parse::<Ipv4Addr>))
+                && !text.contains('[')
+            {
+                assert_eq!(
+                    u64::from(u32::from(mask)),
+                    (u64::from(u32::MAX) << (32 - client.length)) & u64::from(u32::MAX)
+                );
+            }
             let written = write_ip(&param);
             assert_eq!(ip_param::parse(&written), Ok(param), "{written}");
         }

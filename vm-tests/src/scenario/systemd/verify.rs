@@ -114,15 +114,18 @@ fn shutdown(trial: &Trial<'_>) -> Result<()> {
     let mut vm = boot(trial)
         .disk(&disk)
         .system(&system)
-        // What systemd-shutdown says is for the kernel log; the last word on the console of one boot counts.
-        .words("loglevel=6 demo.then=poweroff")
+        // What systemd-shutdown says is for the kernel log, as information; the last loglevel= counts.
+        .words("loglevel=7 demo.then=poweroff")
         .start("boot")?;
     let end = vm.wait_end()?;
     ensure!(end == crate::qemu::End::PoweredOff, "it did not power off but {end:?}");
     let said = vm.said();
+    let (_, in_ramfs) = said
+        .split_once("Returning to initrd")
+        .with_context(|| format!("the shutdown did not go through the ramfs:\n{said}"))?;
     ensure!(
-        said.contains("Returning to initrd") || said.contains("Successfully changed into root pivot"),
-        "the shutdown did not go through the ramfs:\n{said}"
+        in_ramfs.contains("All filesystems, swaps, loop devices"),
+        "something stayed mounted or attached:\n{in_ramfs}"
     );
     ensure!(!said.contains("Failed unmounting"), "something was unmounted in vain:\n{said}");
     ensure!(disk.is_clean()?, "the cache disk needs a journal replay after a power-off");
