@@ -418,7 +418,7 @@ fn a_budget_ends_a_transfer_at_its_last_byte_and_the_next_boot_goes_on() {
 }
 
 /// The length of a piece where chunks are small and there are many at once.
-const PIECE: usize = 2 << 20;
+const PIECE: usize = 1 << 20;
 
 /// An image of several pieces, in chunks of a quarter of one.
 fn large(script: impl Fn(&Ask, Reply) -> Reply + Send + Sync + 'static, parallel: usize, options: Options) -> Bench {

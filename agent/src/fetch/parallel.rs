@@ -3,25 +3,28 @@
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::range::body_offset;
 use super::validator::Validator;
 use crate::http::{Body, Client, Request};
 
-/// What pieces and the pipeline's three chunks take together; with it the process stays below 16 MiB.
-const MEMORY: u64 = 12 << 20;
+/// What pieces, connections and the pipeline's three chunks take together; with it the process stays below 16 MiB, with chunks of up to 2 MiB.
+const MEMORY: u64 = 10 << 20;
+/// The buffer of a connection, and the stack of its thread.
+const CONNECTION: u64 = 192 << 10;
 /// Smaller pieces are mostly requests.
-const SMALLEST: u64 = 256 << 10;
+const SMALLEST: u64 = 128 << 10;
 /// Larger ones gain nothing.
-const LARGEST: u64 = 2 << 20;
+const LARGEST: u64 = 1 << 20;
 /// A limit of nothing at all would be no limit.
 const LEAST: Duration = Duration::from_millis(1);
 
 /// How long a piece is, for so many at once and chunks of this length.
 pub(super) fn piece_length(count: usize, largest_chunk: u64) -> u64 {
-    (MEMORY.saturating_sub(3 * largest_chunk) / count.max(1) as u64).clamp(SMALLEST, LARGEST)
+    let (taken, count) = (3 * largest_chunk, count.max(1) as u64);
+    (MEMORY.saturating_sub(taken + count * CONNECTION) / count).clamp(SMALLEST, LARGEST)
 }
 
 /// What is asked for.
@@ -58,7 +61,7 @@ impl Plan<'_> {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let mut pieces = Pieces {
-                incoming: Vec::new(),
+                lanes: Vec::new(),
                 next: 0,
                 current: io::Cursor::new(Vec::new()),
                 plan: self,
@@ -67,24 +70,34 @@ impl Plan<'_> {
             let mut body = Some(body);
             for lane in 0..self.count {
                 // Without room: who has a piece waits until it is wanted, and only then asks for another.
-                let (sender, receiver) = sync_channel(0);
-                pieces.incoming.push(receiver);
+                let (sender, incoming) = sync_channel(0);
+                let (emptied, buffers) = channel();
+                pieces.lanes.push(Lane { incoming, emptied });
                 let (first, stop) = (body.take(), &stop);
                 std::thread::Builder::new()
                     .name(format!("range {lane}"))
-                    .spawn_scoped(scope, move || self.fetch(lane, first, &sender, stop))?;
+                    .spawn_scoped(scope, move || self.fetch(lane, first, &sender, &buffers, stop))?;
             }
             Ok(read(&mut pieces))
         })
     }
 
-    /// Fetches each piece whose turn is this lane's.
-    fn fetch(&self, lane: usize, mut first: Option<Body>, sender: &SyncSender<io::Result<Vec<u8>>>, stop: &AtomicBool) {
+    /// Fetches each piece whose turn is this lane's, into the one buffer that it has.
+    fn fetch(
+        &self,
+        lane: usize,
+        mut first: Option<Body>,
+        sender: &SyncSender<io::Result<Vec<u8>>>,
+        buffers: &Receiver<Vec<u8>>,
+        stop: &AtomicBool,
+    ) {
         for number in (lane..).step_by(self.count) {
             let Some(bytes) = self.bytes(number) else { return };
+            let buffer = if number == lane { Ok(Vec::new()) } else { buffers.recv() };
+            let Ok(buffer) = buffer else { return };
             let fetched = match first.take() {
-                Some(body) => fill(body, bytes, stop),
-                None => self.ask(bytes).and_then(|body| fill(body, bytes, stop)),
+                Some(body) => fill(body, bytes, buffer, stop),
+                None => self.ask(bytes).and_then(|body| fill(body, bytes, buffer, stop)),
             };
             let over = fetched.is_err();
             // Whoever read has what he wanted.
@@ -124,9 +137,9 @@ impl Plan<'_> {
 }
 
 /// Reads a piece, and its end, so that the connection is free for the next one.
-fn fill(mut body: Body, (first, last): (u64, u64), stop: &AtomicBool) -> io::Result<Vec<u8>> {
+fn fill(mut body: Body, (first, last): (u64, u64), mut piece: Vec<u8>, stop: &AtomicBool) -> io::Result<Vec<u8>> {
     // At most [`LARGEST`].
-    let mut piece = vec![0; (last - first + 1) as usize];
+    piece.resize((last - first + 1) as usize, 0);
     let mut filled = 0;
     while filled < piece.len() {
         if stop.load(Ordering::Relaxed) {
@@ -144,9 +157,15 @@ fn fill(mut body: Body, (first, last): (u64, u64), stop: &AtomicBool) -> io::Res
     Ok(piece)
 }
 
+/// A connection's thread, seen from outside: what it brings, and where its buffer goes back.
+struct Lane {
+    incoming: Receiver<io::Result<Vec<u8>>>,
+    emptied: Sender<Vec<u8>>,
+}
+
 /// The range, in order.
 pub(super) struct Pieces<'a> {
-    incoming: Vec<Receiver<io::Result<Vec<u8>>>>,
+    lanes: Vec<Lane>,
     next: usize,
     current: io::Cursor<Vec<u8>>,
     plan: &'a Plan<'a>,
@@ -160,8 +179,12 @@ impl Read for Pieces<'_> {
             if length > 0 || buffer.is_empty() || self.plan.bytes(self.next).is_none() {
                 return Ok(length);
             }
-            let lane = self.incoming.get(self.next % self.plan.count.max(1));
-            let piece = lane.and_then(|lane| lane.recv().ok());
+            let count = self.plan.count.max(1);
+            if let Some(before) = self.next.checked_sub(1).and_then(|number| self.lanes.get(number % count)) {
+                // A lane that has nothing more to fetch is gone, and needs no buffer.
+                drop(before.emptied.send(std::mem::take(&mut self.current).into_inner()));
+            }
+            let piece = self.lanes.get(self.next % count).and_then(|lane| lane.incoming.recv().ok());
             self.current = io::Cursor::new(piece.ok_or(io::ErrorKind::UnexpectedEof)??);
             self.next += 1;
         }
@@ -182,12 +205,12 @@ mod tests {
     fn pieces_and_chunks_fit_into_memory_together() {
         const MIB: u64 = 1 << 20;
         for (count, chunk, piece) in [
-            (2, MIB, 2 * MIB),
-            (4, MIB, 2 * MIB),
-            (9, MIB, MIB),
-            (16, MIB, 9 * MIB / 16),
-            (4, 4 * MIB, MIB / 4),
-            (0, MIB, 2 * MIB),
+            (2, MIB, MIB),
+            (4, MIB, MIB),
+            (7, MIB, MIB - CONNECTION),
+            (16, MIB, 7 * MIB / 16 - CONNECTION),
+            (4, 4 * MIB, SMALLEST),
+            (0, MIB, MIB),
         ] {
             assert_eq!(piece_length(count, chunk), piece, "{count} {chunk}");
         }
