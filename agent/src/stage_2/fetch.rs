@@ -13,8 +13,8 @@ use crate::boot::download::{Download, verify_cached};
 use crate::boot::generations::Generations;
 use crate::boot::online::{client, patience};
 use crate::boot::ticker::Teller;
-use crate::cache::Cache;
 use crate::cache::room::make_room;
+use crate::cache::{Cache, Held};
 use crate::candidates::{RunningKernel, name_of};
 use crate::decide::{Candidate, ImageState, best};
 use crate::digest::Digest;
@@ -162,6 +162,11 @@ impl Refresh<'_> {
             patience,
         };
         download.run(&mut Report::new(""))?;
+        // A boot can do with an image that is only open; here it has to be found by the next one.
+        ensure!(
+            self.cache.held(image) == Held::Whole,
+            "the image is fetched and verified, but did not get its place in the cache: see the warnings above, and look at its disk"
+        );
         self.cache.commit_generation(&entry.known.generation)
     }
 }
