@@ -19,7 +19,8 @@ in
       settings = lib.mkMerge [
         # As defaults, so that what a user writes into settings wins over the option of the same name.
         (lib.mapAttrsRecursive (_: lib.mkDefault) (fresh.settingsOf cfg))
-        (lib.mkIf cfg.internal.https { http.caFile = lib.mkDefault "/etc/freshroot/ca-bundle.crt"; })
+        # Where keys are pinned, authorities have no say unless they are named.
+        (lib.mkIf (cfg.internal.https && cfg.http.pinnedPublicKeys == null) { http.caFile = lib.mkDefault "/etc/freshroot/ca-bundle.crt"; })
       ];
 
       internal = {

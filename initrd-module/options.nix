@@ -20,6 +20,7 @@ let
     types.addCheck types.str (text: builtins.match pattern text != null) // { inherit description; };
   duration = matching "duration such as 30s, 5min or 1h30min" "([0-9]+(ms|sec|s|min|m|h|days|day|d|w)?)+";
   size = matching "size such as 512M or 2GiB, or 50% of the RAM" "[0-9]+([KMGT](iB)?)?|[1-9][0-9]?%|100%";
+  bytes = types.either types.ints.unsigned (matching "number of bytes such as 512K or 2GiB" "[0-9]+([KMGT](iB)?)?");
   device = matching "LABEL=, UUID=, PARTLABEL=, PARTUUID= or a path below /dev" "(LABEL|UUID|PARTLABEL|PARTUUID)=[^/]+|/dev/.+";
   url = matching "http or https URL of a folder" "https?://[^ ?#]+";
   publicKey = matching "ed25519 key as name:base64" "[^: ]+:[A-Za-z0-9+/]{43}=";
@@ -211,12 +212,52 @@ in
       stall =
         setting duration "30s"
           "A transfer that receives nothing for so long is given up, and the next mirror tried.";
-      connect = setting duration "10s" "Limit for connecting to one address of a server.";
+      connect =
+        setting duration "10s"
+          "Limit for finding the addresses of a server, and for connecting to one of them, proxy and TLS included.";
+      minRate =
+        setting bytes "1K"
+          "Bytes a second: a transfer that is slower over `transfer.minRateWindow` is given up, and the next mirror tried. 0: none is too slow.";
+      minRateWindow = setting duration "30s" "The time over which `transfer.minRate` is measured.";
+      maxTime =
+        setting duration "as long as it takes"
+          "Limit of the transfer of an image, also where nothing is cached; what was received is kept.";
+      rateLimit =
+        setting bytes "as fast as it goes"
+          "Bytes a second that are not exceeded, all transfers together.";
+      budget =
+        setting bytes "any number"
+          "Bytes of answers that one boot may receive; what came is kept, and the next boot goes on.";
+      parallel =
+        setting (types.ints.between 1 16) "1"
+          "How many ranges of an image are asked for at once. More than one helps where a single connection does not fill the link, and costs a server as many connections.";
     };
 
-    http.caFile = setting types.str "none" ''
-      Path in the initrd of a PEM file with the certificates that https trusts. The module sets it where a URL begins with https, see {option}`boot.freshroot.initrd.caBundle`.
-    '';
+    http = {
+      caFile = setting types.str "none" ''
+        Path in the initrd of a PEM file with the certificates that https trusts. The module sets it where a URL begins with https and no keys are pinned, see {option}`boot.freshroot.initrd.caBundle`.
+      '';
+      pinnedPublicKeys =
+        setting
+          (types.listOf (matching "sha256// and the base64 of a digest" "sha256//[A-Za-z0-9+/]{43}="))
+          "none"
+          "Public keys (digests of `SubjectPublicKeyInfo`, as curl's `--pinnedpubkey` takes them), of which an https server must have one. Alone they decide, and names and dates of certificates do not count; with `http.caFile` both must hold.";
+      clientCertFile =
+        setting types.str "none"
+          "Path in the initrd of a PEM file with the certificate that the machine shows https servers, intermediates behind it.";
+      clientKeyFile =
+        setting types.str "it stands in `http.clientCertFile`"
+          "Path in the initrd of a PEM file with its key. Whoever can read the initrd can read the key.";
+      credentialsFile =
+        setting types.str "none"
+          "Path in the initrd of a file of one line, `bearer TOKEN` or `basic USER:PASSWORD`, which is sent to https servers. Whoever can read the initrd can read it.";
+      proxy =
+        setting (matching "http, https or socks5 URL of a proxy" "(http|https|socks5)://[^/ ?#]+/?") "none"
+          "The proxy that requests take; names are resolved by it.";
+      noProxy =
+        setting (types.listOf types.str) "none"
+          "Hosts, domains, addresses and networks that are asked without the proxy.";
+    };
 
     cache = {
       device =

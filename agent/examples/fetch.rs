@@ -14,17 +14,23 @@ use freshroot::cache::Cache;
 use freshroot::cache::part::Part;
 use freshroot::fetch::answer::{Asked, Valid, ask};
 use freshroot::fetch::image::{Patience, fetch_image, fetch_index};
+use freshroot::fetch::pace::Slowest;
+use freshroot::fetch::retry::Memory;
 use freshroot::fetch::{Progress, Source};
 use freshroot::formats::answer::Question;
 use freshroot::formats::authorised::Trust;
 use freshroot::formats::manifest::Image;
-use freshroot::http::{Client, Limits};
+use freshroot::http::{Client, Limits, Options};
 use freshroot::verify::{verified_by_digest, verify_image};
 
-/// The defaults of the settings `transfer.connect`, `transfer.stall`, `policy.wait` and `policy.fetchWait`.
+/// The defaults of the settings `transfer.connect`, `transfer.stall`, `transfer.minRate`, `policy.wait` and `policy.fetchWait`.
 const LIMITS: Limits = Limits {
     connect: Duration::from_secs(10),
     stall: Duration::from_secs(30),
+};
+const SLOWEST: Slowest = Slowest {
+    rate: 1 << 10,
+    window: Duration::from_secs(30),
 };
 const WAIT: Duration = Duration::from_secs(30);
 const FETCH_WAIT: Duration = Duration::from_secs(300);
@@ -58,10 +64,11 @@ fn run() -> Result<()> {
 
 fn fetch(url: &str, channel: &str, key: &str, folder: &Path) -> Result<u64> {
     let mirrors = [url.to_owned()];
-    let client = Client::new(&mirrors, None, LIMITS)?;
+    let (client, memory) = (Client::new(Options::new(LIMITS)), Memory::default());
     let source = Source {
         client: &client,
         mirrors: &mirrors,
+        memory: &memory,
     };
     let cache = Cache::open(folder, Instant::now() + WAIT)?;
     let question = Question::Channel(channel.parse().map_err(|error| anyhow!("{channel}: {error}"))?);
@@ -73,6 +80,8 @@ fn fetch(url: &str, channel: &str, key: &str, folder: &Path) -> Result<u64> {
     let patience = Patience {
         deadline: None,
         without_progress: FETCH_WAIT,
+        slowest: SLOWEST,
+        parallel: std::env::var("PARALLEL").map_or(Ok(1), |text| text.parse())?,
     };
     let (index, bytes) = fetch_index(&source, &image, patience).map_err(|error| anyhow!("{error}"))?;
     cache.commit_chunk_index(image.sha256, &bytes)?;

@@ -51,7 +51,9 @@ pub fn init(root: &Path, level: LevelFilter) {
 pub fn init_stderr(level: LevelFilter) {
     let mut builder = env_logger::Builder::new();
     builder
-        .filter_level(level)
+        // The HTTP library's own trace holds what it sends, credentials too.
+        .filter_level(level.min(LevelFilter::Warn))
+        .filter_module("freshroot", level)
         .format(|line, record| writeln!(line, "{PREFIX}{}: {}", record.level().as_str().to_lowercase(), record.args()));
     if builder.try_init().is_err() {
         tell_stderr("the log was set up before");

@@ -1,61 +1,90 @@
 //! HTTP: the only module that knows the client library. Every wait has a limit, redirects are few and never to plain HTTP, nothing is encoded.
 
+mod connect;
+mod credentials;
+pub mod date;
+mod dial;
+pub mod error;
+mod meter;
+pub mod proxy;
+mod tls;
+
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::config::RedirectAuthHeaders;
 
 use crate::formats::answer::looks_like_html;
+use connect::{Connect, Resolve};
+use credentials::Authorization;
+pub use error::{HttpError, cut, page_instead, without_credentials};
+use error::{classify, refused};
+use meter::Meter;
+use proxy::Routes;
+use tls::Tls;
+pub use tls::TlsOptions;
 
 /// More hops than any sane set-up has.
 const REDIRECTS: u32 = 8;
 /// Headers of an answer: a few hundred bytes are usual.
 const HEADER_LIMIT: usize = 32 << 10;
-/// A bundle of all public authorities has 220 KB.
-const CA_LIMIT: u64 = 4 << 20;
-/// Where NixOS and Debian keep the bundle of public authorities.
-const CA_BUNDLES: &[&str] = &["/etc/ssl/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt"];
+/// As many connections to one server are kept for the next request: more ranges are never asked for at once.
+const CONNECTIONS: usize = 16;
+/// An entity tag or a date that is longer is no use, and costs memory.
+const VALIDATOR_LIMIT: usize = 256;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Resolving a name, and connecting to one of its addresses.
+    /// Resolving a name; then connecting to a server, all its addresses, proxy and TLS included.
     pub connect: Duration,
     /// Receiving nothing at all.
     pub stall: Duration,
 }
 
-/// Why a request failed, by what helps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HttpError {
-    /// Trying again does not help.
-    Fatal(String),
-    /// The server says that it is not there.
-    NotFound(String),
-    /// Trying again may help, not before the given time if the server names one.
-    Retryable(String, Option<Duration>),
+/// How servers are reached, and which are believed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long things may take.
+    pub limits: Limits,
+    /// TLS.
+    pub tls: TlsOptions,
+    /// File with credentials for https servers.
+    pub credentials_file: Option<PathBuf>,
+    /// Proxy and exceptions.
+    pub routes: Routes,
+    /// Bytes a second, all transfers together.
+    pub rate_limit: Option<u64>,
+    /// Bytes of bodies that the client may receive in its life.
+    pub budget: Option<u64>,
 }
 
-impl std::fmt::Display for HttpError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Fatal(what) | Self::NotFound(what) | Self::Retryable(what, _) => f.write_str(what),
+impl Options {
+    /// With these limits, the system's authorities, and nothing else.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            tls: TlsOptions::default(),
+            credentials_file: None,
+            routes: Routes::default(),
+            rate_limit: None,
+            budget: None,
         }
     }
 }
-
-impl std::error::Error for HttpError {}
 
 /// A client, and what went through it.
 #[derive(Debug)]
 pub struct Client {
     agent: ureq::Agent,
+    tls: Arc<Tls>,
+    options: Options,
+    authorization: OnceLock<Result<Authorization, String>>,
     requests: AtomicU64,
-    received: Arc<AtomicU64>,
+    meter: Arc<Meter>,
 }
 
 /// A request.
@@ -65,18 +94,24 @@ pub struct Request<'a> {
     pub url: &'a str,
     /// First and last byte that are wanted.
     pub range: Option<(u64, u64)>,
+    /// The range is wanted only of the file that has this entity tag or date (`If-Range`); else the whole.
+    pub if_range: Option<&'a str>,
     /// Ask only for what has another entity tag.
     pub unless: Option<&'a str>,
     /// Limit for the whole answer.
     pub total: Option<Duration>,
 }
 
-/// The head of an answer with status 200, 206 or 304, and its body.
+/// The head of an answer with status 200, 206 or 304, or 416 to a request with a range, and its body.
 pub struct Response {
-    /// 200, 206 or 304.
+    /// 200, 206, 304 or 416.
     pub status: u16,
     /// `ETag`.
     pub etag: Option<String>,
+    /// `Last-Modified`.
+    pub last_modified: Option<String>,
+    /// `Date`.
+    pub date: Option<String>,
     /// All `Content-Range` headers.
     pub content_ranges: Vec<String>,
     /// `Content-Length`.
@@ -88,58 +123,56 @@ pub struct Response {
 /// A whole body, and its entity tag.
 pub type Whole = (Vec<u8>, Option<String>);
 
-/// A body; what is read from it is counted.
+/// A body; what is read from it is counted, and slowed down or ended where the settings say so.
 pub struct Body {
     reader: ureq::BodyReader<'static>,
-    received: Arc<AtomicU64>,
+    meter: Arc<Meter>,
 }
 
 impl Read for Body {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.reader.read(buffer)?;
-        self.received.fetch_add(length as u64, Ordering::Relaxed);
+        let allowed = self.meter.allowance(buffer.len()).map_err(io::Error::other)?;
+        let length = self.reader.read(&mut buffer[..allowed])?;
+        self.meter.count(length);
         Ok(length)
     }
 }
 
 impl Client {
-    /// A client for these URLs: authorities are needed only if one of them is https.
-    ///
-    /// # Errors
-    /// If https is used and no authorities are there.
-    pub fn new(urls: &[String], ca_file: Option<&Path>, limits: Limits) -> Result<Self> {
+    /// A client. Files are read when a request needs them: what is wrong with https leaves plain servers alone.
+    pub fn new(options: Options) -> Self {
+        let Limits { connect, stall } = options.limits;
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(REDIRECTS)
+            // They are for the servers that are configured. The library's «same host» may have another port, and so be another server.
+            .redirect_auth_headers(RedirectAuthHeaders::Never)
+            .max_idle_connections(CONNECTIONS)
+            .max_idle_connections_per_host(CONNECTIONS)
             .max_response_header_size(HEADER_LIMIT)
             .user_agent(concat!("freshroot/", env!("CARGO_PKG_VERSION")))
             // What is compressed is the image; a second coat only costs time and hides lengths.
             .accept_encoding("identity")
+            // The environment of an initrd is the kernel's command line: nobody's proxy.
             .proxy(None)
-            .timeout_resolve(Some(limits.connect))
-            .timeout_connect(Some(limits.connect))
-            .timeout_recv_response(Some(limits.stall))
-            .timeout_per_read(Some(limits.stall))
-            .timeout_per_write(Some(limits.stall));
-        // In any case: a plain server can redirect to https, and ureq panics on that without a provider and authorities.
-        let certificates = match authorities(ca_file) {
-            Ok(certificates) => certificates,
-            Err(error) if urls.iter().any(|url| is_https(url)) => return Err(error),
-            Err(error) => {
-                log::debug!("a redirect to https would not be believed: {error:#}");
-                Vec::new()
-            }
+            .timeout_resolve(Some(connect))
+            .timeout_connect(Some(connect))
+            .timeout_recv_response(Some(stall))
+            .timeout_per_read(Some(stall))
+            .timeout_per_write(Some(stall));
+        let (routes, tls) = (Arc::new(options.routes.clone()), Arc::new(Tls::new(options.tls.clone())));
+        let connector = Connect {
+            routes: Arc::clone(&routes),
+            tls: Arc::clone(&tls),
         };
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::new_with_certs(&certificates));
-        let config = config.tls_config(tls.build());
-        Ok(Self {
-            agent: config.build().new_agent(),
+        Self {
+            agent: ureq::Agent::with_parts(config.build(), connector, Resolve { routes }),
+            tls,
+            authorization: OnceLock::new(),
             requests: AtomicU64::new(0),
-            received: Arc::new(AtomicU64::new(0)),
-        })
+            meter: Arc::new(Meter::new(options.rate_limit, options.budget)),
+            options,
+        }
     }
 
     /// Requests made so far.
@@ -149,16 +182,23 @@ impl Client {
 
     /// Bytes of bodies received so far.
     pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.meter.received()
+    }
+
+    /// Bytes of bodies that may still be received; none: any number.
+    pub fn budget_left(&self) -> Option<u64> {
+        self.options.budget.map(|budget| budget.saturating_sub(self.received()))
     }
 
     /// Makes a GET request.
     ///
     /// # Errors
-    /// In classes; any status but 200, 206 and 304 is an error.
+    /// In classes; any status but 200, 206 and 304 is an error, and 416 too unless a range was asked for.
     pub fn get(&self, request: &Request<'_>) -> Result<Response, HttpError> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
         let shown = without_credentials(request.url);
+        self.meter.check().map_err(|spent| HttpError::Fatal(format!("{shown}: {spent}")))?;
+        let authorization = self.authorization(request.url)?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
         // A redirect must not lead from TLS to plain text.
         let mut builder = self
             .agent
@@ -167,13 +207,19 @@ impl Client {
             .https_only(is_https(request.url))
             .timeout_global(request.total)
             .build();
+        if let Some(authorization) = authorization {
+            builder = builder.header("Authorization", authorization.expose());
+        }
         if let Some((first, last)) = request.range {
             builder = builder.header("Range", format!("bytes={first}-{last}"));
+            if let Some(validator) = request.if_range {
+                builder = builder.header("If-Range", validator);
+            }
         }
         if let Some(etag) = request.unless {
             builder = builder.header("If-None-Match", etag);
         }
-        let response = builder.call().map_err(|error| classify(&shown, &error))?;
+        let response = builder.call().map_err(|error| classify(&shown, &error, &self.tls))?;
         let status = response.status().as_u16();
         let text = |name: &str| {
             response
@@ -182,8 +228,13 @@ impl Client {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned)
         };
-        if !matches!(status, 200 | 206 | 304) {
-            return Err(refused(&shown, status, text("retry-after").as_deref()));
+        let validator = |name: &str| text(name).filter(|text| text.len() <= VALIDATOR_LIMIT);
+        if !(matches!(status, 200 | 206 | 304) || status == 416 && request.range.is_some()) {
+            // The server's own time, where it tells it: ours may be any.
+            let now = text("date")
+                .and_then(|text| date::parse(&text))
+                .unwrap_or_else(|| self.options.tls.clock.now());
+            return Err(refused(&shown, status, text("retry-after").as_deref(), now));
         }
         if let Some(encoding) = text("content-encoding").filter(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
             return Err(HttpError::Fatal(format!(
@@ -192,7 +243,9 @@ impl Client {
         }
         Ok(Response {
             status,
-            etag: text("etag").filter(|etag| etag.len() <= 256),
+            etag: validator("etag"),
+            last_modified: validator("last-modified"),
+            date: validator("date"),
             content_ranges: response
                 .headers()
                 .get_all("content-range")
@@ -202,7 +255,7 @@ impl Client {
             content_length: text("content-length").and_then(|length| length.parse().ok()),
             body: Body {
                 reader: response.into_body().into_with_config().limit(u64::MAX).reader(),
-                received: Arc::clone(&self.received),
+                meter: Arc::clone(&self.meter),
             },
         })
     }
@@ -231,136 +284,30 @@ impl Client {
         }
         Ok(Some((bytes, response.etag)))
     }
-}
 
-/// A page of HTML where none was asked for.
-pub fn page_instead(url: &str) -> HttpError {
-    HttpError::Fatal(format!(
-        "{url}: a page of HTML came instead: a captive portal, a proxy or an error page stands in between"
-    ))
-}
-
-/// What a body's read error means.
-pub fn cut(url: &str, error: &io::Error) -> HttpError {
-    HttpError::Retryable(format!("{url}: the transfer broke: {error}"), None)
+    /// The credentials that go with a request: over TLS only, and a URL's own come first.
+    fn authorization(&self, url: &str) -> Result<Option<&Authorization>, HttpError> {
+        let Some(file) = self
+            .options
+            .credentials_file
+            .as_ref()
+            .filter(|_| is_https(url) && !has_userinfo(url))
+        else {
+            return Ok(None);
+        };
+        self.authorization
+            .get_or_init(|| Authorization::read(file).map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map(Some)
+            .map_err(|why| HttpError::Fatal(format!("{}: {why}", without_credentials(url))))
+    }
 }
 
 fn is_https(url: &str) -> bool {
     url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
 }
 
-/// A URL as it may be printed: what stands before the `@` is nobody's business, and neither is a query.
-pub fn without_credentials(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (authority, path) = rest.find(['/', '?', '#']).map_or((rest, ""), |end| rest.split_at(end));
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let path = path.split_once('?').map_or(path, |(path, _)| path);
-    format!("{scheme}://{host}{path}")
-}
-
-fn authorities(ca_file: Option<&Path>) -> Result<Vec<Certificate<'static>>> {
-    let path = match ca_file {
-        Some(path) => path.to_owned(),
-        None => CA_BUNDLES.iter().map(PathBuf::from).find(|path| path.exists()).with_context(|| {
-            format!(
-                "an https url is configured, and no certificate authorities are there: set http.caFile, or put a bundle at {}",
-                CA_BUNDLES[0]
-            )
-        })?,
-    };
-    let mut pem = Vec::new();
-    let file = std::fs::File::open(&path).with_context(|| format!("opening the certificate authorities {}", path.display()))?;
-    file.take(CA_LIMIT)
-        .read_to_end(&mut pem)
-        .with_context(|| format!("reading the certificate authorities {}", path.display()))?;
-    let mut certificates = Vec::new();
-    for item in parse_pem(&pem) {
-        match item.with_context(|| format!("reading the certificate authorities {}", path.display()))? {
-            PemItem::Certificate(certificate) => certificates.push(certificate),
-            PemItem::PrivateKey(_) => bail!("{} holds a private key, which has no place among authorities", path.display()),
-            // The enum of the library may grow.
-            _ => {}
-        }
-    }
-    if certificates.is_empty() {
-        bail!("{} holds no certificate", path.display());
-    }
-    Ok(certificates)
-}
-
-#[allow(
-    clippy::wildcard_enum_match_arm,
-    reason = "the library's enum may grow; whatever is new may be tried again"
-)]
-fn classify(url: &str, error: &ureq::Error) -> HttpError {
-    let what = format!("{url}: {error}");
-    match error {
-        ureq::Error::BadUri(_)
-        | ureq::Error::Http(_)
-        | ureq::Error::TooManyRedirects
-        | ureq::Error::LargeResponseHeader(..)
-        | ureq::Error::TlsRequired => HttpError::Fatal(what),
-        ureq::Error::RequireHttpsOnly(_) => HttpError::Fatal(format!("{url}: it redirects from https to plain http")),
-        ureq::Error::RedirectFailed => HttpError::Fatal(format!("{url}: it redirects to nowhere")),
-        // A certificate does not mend itself; a clock may.
-        ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => HttpError::Fatal(what),
-        _ => HttpError::Retryable(what, None),
-    }
-}
-
-fn refused(url: &str, status: u16, retry_after: Option<&str>) -> HttpError {
-    let what = format!("{url}: the server answers {status}");
-    match status {
-        404 | 410 => HttpError::NotFound(what),
-        408 | 425 | 429 | 500..=599 => HttpError::Retryable(
-            what,
-            retry_after.and_then(|seconds| seconds.trim().parse().ok()).map(Duration::from_secs),
-        ),
-        _ => HttpError::Fatal(what),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_printed_url_holds_no_secret() {
-        for (url, shown) in [
-            ("http://host/a/b", "http://host/a/b"),
-            ("https://user:pass@host:8443/a?token=x", "https://host:8443/a"),
-            ("http://a@b@host", "http://host"),
-            ("http://host?token=x", "http://host"),
-            ("http://[fe80::1]:80/x", "http://[fe80::1]:80/x"),
-        ] {
-            assert_eq!(without_credentials(url), shown);
-        }
-    }
-
-    #[test]
-    fn each_status_has_its_class() {
-        for (status, class) in [
-            (404, 'n'),
-            (410, 'n'),
-            (403, 'f'),
-            (401, 'f'),
-            (400, 'f'),
-            (416, 'f'),
-            (429, 'r'),
-            (500, 'r'),
-            (503, 'r'),
-            (408, 'r'),
-        ] {
-            let found = match refused("u", status, None) {
-                HttpError::Fatal(_) => 'f',
-                HttpError::NotFound(_) => 'n',
-                HttpError::Retryable(..) => 'r',
-            };
-            assert_eq!(found, class, "{status}");
-        }
-        assert_eq!(
-            refused("u", 503, Some("7")),
-            HttpError::Retryable("u: the server answers 503".to_owned(), Some(Duration::from_secs(7)))
-        );
-    }
+fn has_userinfo(url: &str) -> bool {
+    url.split_once("://")
+        .is_some_and(|(_, rest)| rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@')))
 }

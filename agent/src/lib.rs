@@ -8,6 +8,7 @@ pub mod boot;
 pub mod cache;
 pub mod candidates;
 pub mod cli;
+pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod decide;

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
-    #[allow(dead_code, reason = "shared with the tests of transfers")]
     pub mod server;
     #[allow(dead_code, reason = "shared with the tests of transfers")]
     pub mod world;

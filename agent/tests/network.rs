@@ -3,6 +3,13 @@
 //! Needs root, iproute2 and dnsmasq (Debian: `dnsmasq-base`); without them the tests fail and say so.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod support {
+    pub mod bench;
+    pub mod server;
+    #[allow(dead_code, reason = "shared with other tests")]
+    pub mod world;
+}
+
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
@@ -14,9 +21,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use freshroot::fetch::image::Patience;
+use freshroot::http::{Limits, Options};
 use freshroot::net::systems::wait_for_systems;
 use freshroot::net::{Family, IpParam, NetError, NetPaths, NetSettings, Network, Summary, ip_param};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use support::bench::{Bench, honestly};
+use support::server::Server;
+use support::world::{CHUNK, SIZE};
 
 /// Two namespaces: the machine that boots, and the network that it is plugged into.
 struct Lab {
@@ -368,6 +380,63 @@ fn a_lease_that_the_server_refuses_to_renew_is_replaced() {
             addresses.contains(&second.to_string()) && !addresses.contains(&first.to_string()),
             "{addresses}"
         );
+        network.tear_down(false).unwrap();
+    });
+}
+
+#[test]
+fn row_18_a_download_goes_on_after_its_lease_was_renewed_and_its_address_taken_away() {
+    Lab::test(|lab| {
+        lab.card("eth0", "srv0", &[SERVER]);
+        let times = ["--dhcp-option=option:T1,3", "--dhcp-option=option:T2,60"];
+        lab.dnsmasq("srv0", &[&[RANGE], &times[..]].concat());
+        let network = up(&lab.settings(), 20).0.unwrap();
+        let first = network.summary().addresses[0];
+        // The first answer takes fourteen seconds.
+        let script = honestly(|ask, mut reply| {
+            if ask.nth == 0 {
+                (reply.pace, reply.piece) = (Some(Duration::from_millis(100)), SIZE / 140);
+            }
+            reply
+        });
+        let namespace = Path::new("/run/netns").join(&lab.network);
+        let server = thread::spawn(move || {
+            let namespace = File::open(namespace).unwrap();
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            Server::at([192, 0, 2, 1].into(), script)
+        });
+        let limits = Limits {
+            connect: Duration::from_secs(5),
+            stall: Duration::from_secs(1),
+        };
+        let bench = Bench::by(vec![server.join().unwrap()], Options::new(limits));
+        let patience = Patience {
+            without_progress: Duration::from_secs(20),
+            ..bench.patience
+        };
+        let bench = Bench { patience, ..bench };
+        thread::scope(|scope| {
+            let download = scope.spawn(|| bench.fetch());
+            // What the client has, and not what the server says: it says so before it sends.
+            await_summary(&network, |now| now.leases == 2);
+            assert_eq!(bench.servers[0].requests(), 1, "a renewal disturbs nothing");
+            assert!(!download.is_finished());
+            // The network is renumbered.
+            let mut old = lab.servers.pop().unwrap();
+            old.kill().unwrap();
+            old.wait().unwrap();
+            let log = lab.dnsmasq("srv0", &["--dhcp-range=192.0.2.150,192.0.2.160,255.255.255.0,2m"]);
+            await_line(&log, "DHCPACK", 1);
+            await_summary(&network, |now| now.addresses.first().is_some_and(|now| *now != first));
+            download.join().unwrap().unwrap();
+        });
+        bench.assert_committed();
+        let served = bench.servers[0].served();
+        assert!(
+            served.len() > 1 && served[1].ask.range().is_some_and(|(first, _)| first > 0),
+            "{served:?}"
+        );
+        assert!(bench.received() <= SIZE + CHUNK, "{} bytes", bench.received());
         network.tear_down(false).unwrap();
     });
 }

@@ -10,7 +10,7 @@ use super::deadline::{Deadline, NO_DEADLINE};
 use super::download::{Download, verify_cached};
 use super::generations::{Entry, Generations, seconds_now};
 use super::medium::Medium;
-use super::online::Online;
+use super::online::{Online, patience};
 use super::ram;
 use super::ticker::Teller;
 use crate::cache::room::make_room;
@@ -18,8 +18,7 @@ use crate::cache::{Cache, Held, Known};
 use crate::candidates::{RunningKernel, name_of};
 use crate::decide::{Answer, Candidate, ImageState, Next, Situation, best, decide};
 use crate::digest::Digest;
-use crate::fetch::Source;
-use crate::fetch::image::{Patience, fetch_index};
+use crate::fetch::image::fetch_index;
 use crate::formats::manifest::Image;
 use crate::report::{self, Failure, Report};
 use crate::select::{Target, Wanted};
@@ -82,7 +81,7 @@ impl<'a> Acquire<'a> {
         for sentence in oddities {
             report.warn(sentence);
         }
-        let online = Online::new(settings);
+        let online = Online::new(settings, generations.signed());
         Self {
             root,
             settings,
@@ -300,10 +299,7 @@ impl<'a> Acquire<'a> {
         let limit = if self.hurried { policy.wait } else { policy.fetch_wait };
         log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
         let deadline = Instant::now() + limit;
-        let source = Source {
-            client: self.online.client(deadline, report)?,
-            mirrors: &self.settings.urls,
-        };
+        let source = self.online.source(deadline, report)?;
         let ask = || self.generations.ask(&source, self.wanted, deadline, self.disk.as_ref());
         let answer = self.deadline.moved_within(limit, ask);
         if let Some(medium) = &self.medium {
@@ -360,17 +356,11 @@ impl<'a> Acquire<'a> {
         let entry = self.generations.get(digest)?;
         let (generation, image) = (entry.known.generation.clone(), entry.known.authorised.manifest().image.clone());
         let bootable = self.bootable();
-        let patience = Patience {
-            deadline: bootable.is_some().then(|| Instant::now() + self.settings.policy.fetch_wait),
-            without_progress: self.settings.policy.fetch_wait,
-        };
+        let patience = patience(self.settings, bootable.is_some());
         let network_limit = patience
             .deadline
             .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);
-        let source = Source {
-            client: self.online.client(network_limit, report).map_err(anyhow::Error::msg)?,
-            mirrors: &self.settings.urls,
-        };
+        let source = self.online.source(network_limit, report).map_err(anyhow::Error::msg)?;
         // Before anything is removed for it: a server without the image is mostly one without its index.
         let index = match self.disk.as_ref().and_then(|cache| cache.chunk_index(&image)) {
             Some(_) => None,
@@ -414,11 +404,7 @@ impl<'a> Acquire<'a> {
         if let Some((_, bytes)) = index {
             cache.commit_chunk_index(image.sha256, &bytes)?;
         }
-        let client = self.online.client(network_limit, report).map_err(anyhow::Error::msg)?;
-        let source = Source {
-            client,
-            mirrors: &self.settings.urls,
-        };
+        let source = self.online.source(network_limit, report).map_err(anyhow::Error::msg)?;
         let image = Download {
             teller: Teller::Consoles(self.root),
             deadline: self.deadline,

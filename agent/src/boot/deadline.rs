@@ -98,9 +98,9 @@ impl Deadline {
 
     /// Does `work`, which is given time as long as it gets further: looked at every few seconds.
     pub fn moved_by<T>(&self, progress: &Progress, work: impl FnOnce() -> T) -> T {
-        let mut before = progress.done();
+        let mut before = progress.moves();
         let got_further = move || {
-            let now = progress.done();
+            let now = progress.moves();
             let further = now > before;
             before = now;
             further

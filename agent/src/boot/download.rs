@@ -75,7 +75,7 @@ pub struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Fetches what is missing, verifies the whole, and commits it.
+    /// Fetches what is missing, verifies the whole, and commits it. That the commit fails is a warning: the image is good all the same.
     ///
     /// # Errors
     /// Those of the network, the servers and the disk; what was fetched stays for the next time.
@@ -108,7 +108,10 @@ impl Download<'_> {
         };
         // The proof comes before the place: nothing stands among the images that was not verified.
         let verified = verified_by_digest(part.reopen()?, self.image.size, found, self.image.sha256)?;
-        part.commit(self.cache, &verified)?;
+        if let Err(error) = part.commit(self.cache, &verified) {
+            // The image is open and good, whatever its name is: it boots. The next boot finds all of its chunks and fetches none.
+            report.warn(format!("the image boots, but did not get its place in the cache: {error:#}"));
+        }
         Ok(BootImage::Verified(verified))
     }
 

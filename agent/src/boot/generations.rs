@@ -85,6 +85,13 @@ impl Generations {
         Ok((Self { entries, history }, oddities))
     }
 
+    /// When the releases were made, by their signatures: seconds since 1970. It is at least as late.
+    pub fn signed(&self) -> impl Iterator<Item = u64> {
+        self.entries
+            .iter()
+            .filter_map(|entry| Some(entry.known.authorised.release()?.created))
+    }
+
     /// One of them.
     ///
     /// # Errors

@@ -1,13 +1,19 @@
 //! The network, brought up when the first request needs it and not before.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::deadline::{Deadline, NO_DEADLINE};
+use crate::clock::Clock;
+use crate::fetch::Source;
+use crate::fetch::image::Patience;
+use crate::fetch::pace::Slowest;
+use crate::fetch::retry::Memory;
 use crate::foreign;
-use crate::http::{Client, Limits};
+use crate::http::proxy::Routes;
+use crate::http::{Client, Limits, Options, TlsOptions};
 use crate::net::systems::wait_for_systems;
 use crate::net::{Family, Mac, NetError, NetSettings, Network, Summary};
 use crate::report::{NetworkReport, Report};
@@ -35,17 +41,19 @@ pub struct Online<'a> {
     settings: &'a Settings,
     deadline: &'a Deadline,
     network: Option<Up>,
-    client: Option<Client>,
+    client: Client,
+    memory: Memory,
 }
 
 impl<'a> Online<'a> {
-    /// Nothing is up yet.
-    pub fn new(settings: &'a Settings) -> Self {
+    /// Nothing is up yet. `signed` are times that trusted keys have signed: it is at least as late.
+    pub fn new(settings: &'a Settings, signed: impl Iterator<Item = u64>) -> Self {
         Self {
             settings,
             deadline: &NO_DEADLINE,
             network: None,
-            client: None,
+            client: Client::new(options(settings, Clock::not_before(signed))),
+            memory: Memory::default(),
         }
     }
 
@@ -55,11 +63,11 @@ impl<'a> Online<'a> {
         Self { deadline, ..self }
     }
 
-    /// The client; brings the network up first, or waits for it, until `deadline`, if it is not up.
+    /// The servers; brings the network up first, or waits for it, until `deadline`, if it is not up.
     ///
     /// # Errors
-    /// Why there is no network, and what to do about it; or why there can be no client.
-    pub fn client(&mut self, deadline: Instant, report: &mut Report) -> Result<&Client, String> {
+    /// Why there is no network, and what to do about it.
+    pub fn source(&mut self, deadline: Instant, report: &mut Report) -> Result<Source<'_>, String> {
         if self.network.is_none() {
             let by = self.settings.network.by;
             let (settings, oddities) = net_settings(self.settings);
@@ -80,16 +88,16 @@ impl<'a> Online<'a> {
             self.network = Some(network.map_err(|error| format!("no network: {error}: {}", error.remedy()))?);
         }
         report.network = self.report();
-        if self.client.is_none() {
-            let client = client(self.settings);
-            self.client = Some(client.map_err(|error| format!("{error:#}"))?);
-        }
-        self.client.as_ref().ok_or_else(|| "there is no client".to_owned())
+        Ok(Source {
+            client: &self.client,
+            mirrors: &self.settings.urls,
+            memory: &self.memory,
+        })
     }
 
     /// Requests made and bytes received so far.
     pub fn counted(&self) -> (u64, u64) {
-        self.client.as_ref().map_or((0, 0), |client| (client.requests(), client.received()))
+        (self.client.requests(), self.client.received())
     }
 
     fn report(&self) -> Option<NetworkReport> {
@@ -114,16 +122,55 @@ impl<'a> Online<'a> {
     }
 }
 
-/// A client with the limits and the authorities of the settings.
-///
-/// # Errors
-/// If there can be none: a file of certificates that cannot be read.
-pub fn client(settings: &Settings) -> Result<Client> {
-    let limits = Limits {
-        connect: settings.transfer.connect,
-        stall: settings.transfer.stall,
-    };
-    Client::new(&settings.urls, settings.http.ca_file.as_deref(), limits)
+/// A client with what the settings say; `signed` are times that trusted keys have signed.
+pub fn client(settings: &Settings, signed: impl Iterator<Item = u64>) -> Client {
+    Client::new(options(settings, Clock::not_before(signed)))
+}
+
+/// What the settings mean for the client.
+fn options(settings: &Settings, clock: Clock) -> Options {
+    let (transfer, http) = (&settings.transfer, &settings.http);
+    let limited = |value: u64| (value > 0).then_some(value);
+    Options {
+        limits: Limits {
+            connect: transfer.connect,
+            stall: transfer.stall,
+        },
+        tls: TlsOptions {
+            ca_file: http.ca_file.clone(),
+            pinned_public_keys: http.pinned_public_keys.clone(),
+            client_certificate: http.client_cert_file.clone().map(|certificate| {
+                let key = http.client_key_file.clone().unwrap_or_else(|| certificate.clone());
+                (certificate, key)
+            }),
+            clock,
+        },
+        credentials_file: http.credentials_file.clone(),
+        routes: Routes {
+            proxy: http.proxy.clone(),
+            exceptions: http.no_proxy.clone(),
+        },
+        rate_limit: limited(transfer.rate_limit),
+        budget: limited(transfer.budget),
+    }
+}
+
+/// How long the transfer of an image may take: longer where nothing else can be booted.
+pub fn patience(settings: &Settings, something_else: bool) -> Patience {
+    let (policy, transfer) = (&settings.policy, &settings.transfer);
+    let limits = [
+        something_else.then_some(policy.fetch_wait),
+        Some(transfer.max_time).filter(|limit| *limit > Duration::ZERO),
+    ];
+    Patience {
+        deadline: limits.into_iter().flatten().min().map(|limit| Instant::now() + limit),
+        without_progress: policy.fetch_wait,
+        slowest: Slowest {
+            rate: transfer.least_rate(),
+            window: transfer.min_rate_window,
+        },
+        parallel: transfer.parallel as usize,
+    }
 }
 
 /// What the settings mean for the network, with sentences about what could not be read.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Source;
-use super::retry::{After, Mirrors, jitter, pause};
+use super::retry::{After, jitter, pause};
 use crate::formats::ANSWER_LIMIT;
 use crate::formats::answer::{Question, Received};
 use crate::formats::authorised::{Authorised, Trust};
@@ -52,18 +52,25 @@ pub fn ask(
     accept: &dyn Fn(&Authorised) -> Result<(), String>,
     deadline: Instant,
 ) -> Result<Asked, String> {
-    let mut mirrors = Mirrors::new(source.mirrors.len());
+    let mut mirrors = source.in_order();
     while let Some(number) = mirrors.current() {
         let url = format!("{}/{}", source.mirrors[number], question.path());
         let error = match ask_one(source, &url, question, trust, earlier, mirrors.share(left(deadline))) {
-            Ok(None) => return Ok(Asked::NotModified),
+            Ok(None) => {
+                source.memory.worked(number);
+                return Ok(Asked::NotModified);
+            }
             Ok(Some(valid)) => match accept(&valid.authorised) {
-                Ok(()) => return Ok(Asked::Valid(Box::new(valid))),
+                Ok(()) => {
+                    source.memory.worked(number);
+                    return Ok(Asked::Valid(Box::new(valid)));
+                }
                 Err(why) => HttpError::Fatal(format!("{}: {why}", valid.source)),
             },
             Err(error) => error,
         };
         log::warn!("{error}");
+        source.memory.failed(number, &error);
         match mirrors.failed(error, jitter(), Instant::now()) {
             After::Enough => break,
             After::Pause(length) if !pause(length, Some(deadline)) => {

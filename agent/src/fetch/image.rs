@@ -4,16 +4,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::pace::{Found, Pace, Slowest};
+use super::parallel::{Pieces, Plan, piece_length};
 use super::pipeline::{Outcome, Pipeline, Verdict};
 use super::range::{Run, body_offset, bytes_of, first_missing};
 use super::retry::{After, Mirrors, jitter, pause};
+use super::validator::Validator;
 use super::{Progress, Source};
 use crate::cache::part::Part;
 use crate::digest::Digest;
 use crate::formats::answer::looks_like_html;
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::manifest::Image;
-use crate::http::{HttpError, Request, cut, page_instead, without_credentials};
+use crate::http::{HttpError, Request, Response, cut, page_instead, without_credentials};
 use crate::verify::Follower;
 
 /// A limit of nothing at all would be no limit.
@@ -26,8 +29,12 @@ const PAGE_START: usize = 64;
 pub struct Patience {
     /// It ends here, whatever was reached: something else can be booted.
     pub deadline: Option<Instant>,
-    /// It ends when so long nothing useful came.
+    /// It ends when so long nothing useful came: no chunk, and no bytes at a rate at which there will be one.
     pub without_progress: Duration,
+    /// A transfer that is slower is given up, and the next mirror tried.
+    pub slowest: Slowest,
+    /// How many ranges are asked for at once.
+    pub parallel: usize,
 }
 
 /// Why an image could not be had.
@@ -55,7 +62,7 @@ impl std::fmt::Display for FetchError {
 /// # Errors
 /// What every mirror answered last.
 pub fn fetch_index(source: &Source<'_>, image: &Image, patience: Patience) -> Result<(ChunkIndex, Vec<u8>), FetchError> {
-    let mut mirrors = Mirrors::new(source.mirrors.len());
+    let mut mirrors = source.in_order();
     let end = earlier(patience.deadline, Instant::now() + patience.without_progress);
     while let Some(number) = mirrors.current() {
         let url = format!("{}/images/{}.chunks", source.mirrors[number], image.sha256);
@@ -70,13 +77,17 @@ pub fn fetch_index(source: &Source<'_>, image: &Image, patience: Patience) -> Re
             image.chunk_index.size,
         ) {
             Ok(Some((bytes, _))) if Digest::of(&bytes) == image.chunk_index.sha256 => match ChunkIndex::parse(&bytes, image.size) {
-                Ok(index) => return Ok((index, bytes)),
+                Ok(index) => {
+                    source.memory.worked(number);
+                    return Ok((index, bytes));
+                }
                 Err(refusal) => return Err(FetchError::Contradiction(anyhow::anyhow!("{shown}: {refusal}"))),
             },
             Ok(_) => HttpError::Fatal(format!("{shown}: it is not the chunk index that the manifest names")),
             Err(error) => error,
         };
         log::warn!("{error}");
+        source.memory.failed(number, &error);
         match mirrors.failed(error, jitter(), Instant::now()) {
             After::Enough => break,
             After::Pause(length) if !pause(length, Some(end)) => break,
@@ -111,7 +122,9 @@ pub fn fetch_image(
             index,
             pipeline,
             present: part.present().to_vec(),
-            mirrors: Mirrors::new(source.mirrors.len()),
+            mirrors: source.in_order(),
+            validators: vec![None; source.mirrors.len()],
+            pace: Pace::new(patience.slowest),
             patience,
             last_progress: Instant::now(),
             progress,
@@ -144,7 +157,11 @@ struct Transfer<'scope, 'a> {
     pipeline: Pipeline<'scope>,
     present: Vec<bool>,
     mirrors: Mirrors,
+    /// What each mirror said about its file when it was first asked.
+    validators: Vec<Option<Validator>>,
+    pace: Pace,
     patience: Patience,
+    /// When a chunk was written last. Time in which bytes came fast enough is not counted: on a slow link a chunk takes its time.
     last_progress: Instant,
     progress: &'a Progress,
     disk: Option<anyhow::Error>,
@@ -158,12 +175,16 @@ impl Transfer<'_, '_> {
                 return Err(self.mirrors.failures());
             };
             let url = format!("{}/images/{}.squashfs", self.source.mirrors[number], self.image.sha256);
-            let outcome = self.fetch_run(&url, run);
+            let outcome = self.fetch_run(number, &url, run);
             if let Some(error) = &self.disk {
                 return Err(format!("{error:#}"));
             }
-            let Err(error) = outcome else { continue };
+            let Err(error) = outcome else {
+                self.source.memory.worked(number);
+                continue;
+            };
             log::warn!("{error}");
+            self.source.memory.failed(number, &error);
             let after = self.mirrors.failed(error, jitter(), Instant::now());
             if after == After::Pause(Duration::ZERO) {
                 // A mirror that was not tried yet has its own time to show what it can.
@@ -179,29 +200,40 @@ impl Transfer<'_, '_> {
         Ok(())
     }
 
-    fn fetch_run(&mut self, url: &str, run: Run) -> Result<(), HttpError> {
+    fn fetch_run(&mut self, mirror: usize, url: &str, run: Run) -> Result<(), HttpError> {
         let shown = without_credentials(url);
         let whole = run
             == Run {
                 first: 0,
                 last: self.present.len() - 1,
             };
-        let range = if whole || !self.mirrors.ranges() {
-            None
-        } else {
-            bytes_of(run, self.index.chunks())
+        let all = bytes_of(run, self.index.chunks()).filter(|_| self.mirrors.ranges());
+        // Several at once begin with the first piece: whether the server can do ranges is known by its answer.
+        let largest = self.index.chunks().iter().map(|chunk| u64::from(chunk.length)).max().unwrap_or(1);
+        let piece = piece_length(self.patience.parallel, largest);
+        let several = all.filter(|(first, last)| self.patience.parallel > 1 && last - first >= piece);
+        let range = match several {
+            Some((first, _)) => Some((first, first + piece - 1)),
+            None => all.filter(|_| !whole),
         };
         // A deadline ends a wait for a server as well as a transfer; without one there is no total limit.
         let total = self
             .patience
             .deadline
             .map(|deadline| deadline.saturating_duration_since(Instant::now()).max(LEAST));
+        let known = self.validators.get(mirror).cloned().flatten();
         let mut response = self.source.client.get(&Request {
             url,
             range,
+            if_range: known.as_ref().and_then(Validator::if_range),
             total,
             ..Request::default()
         })?;
+        self.pace.begin();
+        if !self.same_file(&shown, mirror, known, &response) {
+            // At once: the server is well. It cannot go round: what it says is forgotten now.
+            return Ok(());
+        }
         let offset = match body_offset(
             response.status,
             &response.content_ranges,
@@ -229,7 +261,23 @@ impl Transfer<'_, '_> {
             _ => run.last,
         };
         let mut verdicts = Vec::new();
-        let read = self.read_body(&mut response.body, offset, last, &mut verdicts);
+        let read = match several.filter(|_| response.status == 206) {
+            None => self.read_body(&mut response.body, offset, last, &mut verdicts),
+            Some(range) => {
+                let plan = Plan {
+                    client: self.source.client,
+                    url,
+                    count: self.patience.parallel,
+                    piece,
+                    range,
+                    total: self.image.size,
+                    validator: Validator::of(&response),
+                    deadline: self.patience.deadline,
+                };
+                let read = |pieces: &mut Pieces<'_>| self.read_body(pieces, offset, last, &mut verdicts);
+                plan.run(response.body, read).unwrap_or_else(|error| Err(ReadError::Network(error)))
+            }
+        };
         let settled = self.pipeline.settle(&mut verdicts);
         let judged = self.judge(&shown, &mut verdicts);
         if let Err(error) = settled {
@@ -241,6 +289,13 @@ impl Transfer<'_, '_> {
             Ok(()) => Ok(()),
             Err(ReadError::Network(error)) => Err(cut(&shown, &error)),
             Err(ReadError::Page) => Err(page_instead(&shown)),
+            Err(ReadError::Slow(rate)) => Err(HttpError::Retryable(
+                format!(
+                    "{shown}: {rate} bytes a second came, fewer than {} (transfer.minRate)",
+                    self.patience.slowest.rate
+                ),
+                None,
+            )),
             Err(ReadError::Late) => Err(HttpError::Retryable(format!("{shown}: the time for this transfer is over"), None)),
             Err(ReadError::Stopped) => Ok(()),
             Err(ReadError::Pipeline(error)) => {
@@ -248,6 +303,27 @@ impl Transfer<'_, '_> {
                 Ok(())
             }
         }
+    }
+
+    /// Whether an answer that goes on where an earlier one of this mirror ended is of the same file, by what the server says; if not, nothing of
+    /// it is used. What is there already stays: its digests are signed, and the next request asks for what is missing of whatever the file is now.
+    fn same_file(&mut self, shown: &str, mirror: usize, known: Option<Validator>, response: &Response) -> bool {
+        let now = Validator::of(response);
+        let contradiction = known
+            .as_ref()
+            .and_then(|known| known.contradiction(&now))
+            .filter(|_| response.status != 416);
+        if let Some(place) = self.validators.get_mut(mirror) {
+            *place = match (&contradiction, known) {
+                (Some(_), _) => None,
+                (None, Some(known)) => Some(known),
+                (None, None) => Some(now),
+            };
+        }
+        if let Some(what) = &contradiction {
+            log::warn!("{shown}: the file has changed on the server during the download: {what}; its rest is asked for anew");
+        }
+        contradiction.is_none()
     }
 
     /// Reads chunk after chunk from `offset`, which is the start of a chunk, to the chunk `last`. Chunks that are there already are read and dropped.
@@ -262,7 +338,9 @@ impl Transfer<'_, '_> {
                 self.note(verdict);
             }
             verdicts.retain(|verdict| !matches!(verdict.outcome, Outcome::Written));
-            if !verdicts.is_empty() {
+            // One bad chunk is fetched again alone. A second one says that there is no end to them.
+            let hopeless = |verdict: &Verdict| !matches!(verdict.outcome, Outcome::Bad { html: false });
+            if verdicts.len() > 1 || verdicts.iter().any(hopeless) {
                 self.pipeline.give_back(buffer);
                 return Err(ReadError::Stopped);
             }
@@ -283,7 +361,7 @@ impl Transfer<'_, '_> {
     }
 
     /// Whether a body of the wrong length is a page of HTML: what could be read of its first bytes tells.
-    fn begins_as_page(&self, body: &mut impl std::io::Read) -> bool {
+    fn begins_as_page(&mut self, body: &mut impl std::io::Read) -> bool {
         let mut start = [0; PAGE_START];
         let filled = match self.fill(body, &mut start) {
             Ok(()) => PAGE_START,
@@ -294,19 +372,30 @@ impl Transfer<'_, '_> {
 
     /// Fills a buffer; looks at the clock after each read, so that a server that sends a byte now and then holds nobody up. An error comes with
     /// the number of bytes that were filled before it.
-    fn fill(&self, body: &mut impl std::io::Read, buffer: &mut [u8]) -> Result<(), (usize, ReadError)> {
-        let end = earlier(self.patience.deadline, self.last_progress + self.patience.without_progress);
+    fn fill(&mut self, body: &mut impl std::io::Read, buffer: &mut [u8]) -> Result<(), (usize, ReadError)> {
         let mut filled = 0;
+        let mut last = Instant::now();
         while filled < buffer.len() {
-            if Instant::now() >= end {
+            if self.patience.deadline.is_some_and(|deadline| last >= deadline) {
                 return Err((filled, ReadError::Late));
             }
-            match body.read(&mut buffer[filled..]) {
+            let length = match body.read(&mut buffer[filled..]) {
                 Ok(0) => return Err((filled, ReadError::Network(std::io::ErrorKind::UnexpectedEof.into()))),
-                Ok(length) => filled += length,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(length) => length,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
                 Err(error) => return Err((filled, ReadError::Network(error))),
+            };
+            filled += length;
+            let now = Instant::now();
+            match self.pace.came(length, now.duration_since(last)) {
+                Found::Unknown => {}
+                Found::FastEnough(time) => {
+                    self.last_progress = now.min(self.last_progress + time);
+                    self.progress.goes_on();
+                }
+                Found::TooSlow(rate) => return Err((filled, ReadError::Slow(rate))),
             }
+            last = now;
         }
         Ok(())
     }
@@ -358,6 +447,8 @@ enum ReadError {
     /// A page of HTML, shorter than a chunk.
     Page,
     Late,
+    /// Bytes a second.
+    Slow(u64),
     /// A verdict says why.
     Stopped,
     Pipeline(anyhow::Error),

@@ -2,14 +2,18 @@
 
 pub mod answer;
 pub mod image;
+pub mod pace;
+mod parallel;
 pub mod pipeline;
 pub mod range;
 pub mod retry;
+pub mod validator;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::http::Client;
+use retry::{Memory, Mirrors};
 
 /// Where to fetch from.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +22,15 @@ pub struct Source<'a> {
     pub client: &'a Client,
     /// Base URLs of served folders, the preferred first, without a slash at the end.
     pub mirrors: &'a [String],
+    /// What went wrong with them before.
+    pub memory: &'a Memory,
+}
+
+impl Source<'_> {
+    /// The mirrors for one task.
+    fn in_order(&self) -> Mirrors {
+        Mirrors::new(&self.memory.order(self.mirrors.len()))
+    }
 }
 
 /// How far a transfer is, for whoever tells the user.
@@ -27,6 +40,7 @@ pub struct Progress {
     total: u64,
     reused: AtomicU64,
     done: AtomicU64,
+    moves: AtomicU64,
 }
 
 impl Progress {
@@ -37,6 +51,7 @@ impl Progress {
             total,
             reused: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            moves: AtomicU64::new(0),
         }
     }
 
@@ -49,6 +64,17 @@ impl Progress {
     /// These bytes were fetched and verified.
     pub fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.goes_on();
+    }
+
+    /// It goes on, though no chunk is whole yet.
+    pub fn goes_on(&self) {
+        self.moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Another number than before, if it went on meanwhile.
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
     }
 
     /// So many bytes are there now, if that is more than before.

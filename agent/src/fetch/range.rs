@@ -68,9 +68,26 @@ pub fn body_offset(
             length_is(last - first + 1)?;
             Ok(first)
         }
+        (416, Some(_)) => Err(match content_ranges {
+            [one] => match unsatisfied(one) {
+                Some(length) if length != total => format!("the file there has {length} bytes, the manifest says {total}"),
+                Some(_) | None => "the server says that it has no such range (416)".to_owned(),
+            },
+            _ => "the server says that it has no such range (416)".to_owned(),
+        }),
         (206, None) => Err("a partial answer came, though the whole was asked for".to_owned()),
         (other, _) => Err(format!("status {other} is no answer to a download")),
     }
+}
+
+/// Total of `bytes */c`, as a server tells it that has no such range (RFC 9110, 14.4).
+fn unsatisfied(text: &str) -> Option<u64> {
+    let total = text.trim().strip_prefix("bytes */")?;
+    total
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| total.parse().ok())
+        .flatten()
 }
 
 /// First byte, last byte and total of `bytes a-b/c` (RFC 9110, 14.4). A total of `*` is not taken.
@@ -148,6 +165,9 @@ mod tests {
             (206, &["bytes +100-199/1000"], None, asked, "sign"),
             (206, &["bytes 0-999/1000"], None, None, "nobody asked for a part"),
             (204, &[], None, None, "status"),
+            (416, &[], None, None, "status"),
+            (416, &["bytes */1000"], None, asked, "no such range"),
+            (416, &["bytes */999"], None, asked, "a shorter file"),
         ] {
             assert!(check(status, ranges, length, range).is_err(), "{why}");
         }

@@ -1,5 +1,6 @@
 //! Trying again: which mirror is next, after which pause, and when it is enough. Pure but for the clock that it is given.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::http::HttpError;
@@ -12,6 +13,8 @@ const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// What is remembered of a mirror within one fetch.
 #[derive(Debug, Clone, Default)]
 struct Mirror {
+    /// Its place in the settings.
+    number: usize,
     last: Option<HttpError>,
     /// The server asked to be left alone until then.
     not_before: Option<Instant>,
@@ -29,6 +32,41 @@ pub struct Mirrors {
     failures: u32,
 }
 
+/// What went wrong at the mirrors within one boot, whatever was asked of them: those that failed are asked last.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<Vec<u32>>);
+
+impl Memory {
+    /// The numbers of `count` mirrors, those first that failed least since they last worked; among equals, as in the settings.
+    pub fn order(&self, count: usize) -> Vec<usize> {
+        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut order: Vec<usize> = (0..count).collect();
+        order.sort_by_key(|number| failures.get(*number).copied().unwrap_or(0));
+        order
+    }
+
+    /// This mirror has failed. That one file is not there says nothing about the others.
+    pub fn failed(&self, number: usize, error: &HttpError) {
+        match error {
+            HttpError::Fatal(_) | HttpError::NotFound(_) => {}
+            HttpError::Unusable(_) | HttpError::Retryable(..) => self.set(number, |failures| failures.saturating_add(1)),
+        }
+    }
+
+    /// Something useful came from this mirror.
+    pub fn worked(&self, number: usize) {
+        self.set(number, |_| 0);
+    }
+
+    fn set(&self, number: usize, to: impl Fn(u32) -> u32) {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() <= number {
+            failures.resize(number + 1, 0);
+        }
+        failures[number] = to(failures[number]);
+    }
+}
+
 /// What to do after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
@@ -39,21 +77,25 @@ pub enum After {
 }
 
 impl Mirrors {
-    /// `count` mirrors, nothing tried.
-    pub fn new(count: usize) -> Self {
+    /// Mirrors of which nothing was tried, in this order, which is that of the numbers of the settings.
+    pub fn new(order: &[usize]) -> Self {
+        let mirror = |number: &usize| Mirror {
+            number: *number,
+            ..Mirror::default()
+        };
         Self {
-            mirrors: vec![Mirror::default(); count],
+            mirrors: order.iter().map(mirror).collect(),
             current: 0,
             failures: 0,
         }
     }
 
-    /// The number of the mirror to be tried; none if there is none.
+    /// The number, as in the settings, of the mirror to be tried; none if there is none.
     pub fn current(&self) -> Option<usize> {
         self.mirrors
             .get(self.current)
             .filter(|mirror| !mirror.excluded)
-            .map(|_| self.current)
+            .map(|mirror| mirror.number)
     }
 
     /// Whether ranges are asked of the current mirror.
@@ -90,9 +132,9 @@ impl Mirrors {
     pub fn failed(&mut self, error: HttpError, jitter: u64, now: Instant) -> After {
         let wanted = match &error {
             HttpError::Retryable(_, after) => *after,
-            HttpError::Fatal(_) | HttpError::NotFound(_) => None,
+            HttpError::Fatal(_) | HttpError::Unusable(_) | HttpError::NotFound(_) => None,
         };
-        let excluded = matches!(error, HttpError::Fatal(_) | HttpError::NotFound(_));
+        let excluded = !matches!(error, HttpError::Retryable(..));
         if let Some(mirror) = self.mirrors.get_mut(self.current) {
             mirror.last = Some(error);
             mirror.excluded = excluded;
@@ -181,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_next_mirror_is_tried_at_once_and_a_second_round_waits() {
-        let mut mirrors = Mirrors::new(2);
+        let mut mirrors = Mirrors::new(&[0, 1]);
         assert_eq!(mirrors.failed(retryable(), 0, Instant::now()), After::Pause(Duration::ZERO));
         assert_eq!(mirrors.current(), Some(1));
         assert!(matches!(mirrors.failed(retryable(), 0, Instant::now()), After::Pause(pause) if pause >= Duration::from_millis(500)));
@@ -189,8 +231,26 @@ mod tests {
     }
 
     #[test]
+    fn a_mirror_that_failed_is_asked_last_until_it_works_again() {
+        let (memory, unusable) = (Memory::default(), HttpError::Unusable("a page".to_owned()));
+        assert_eq!(memory.order(3), [0, 1, 2]);
+        memory.failed(0, &retryable());
+        assert_eq!(memory.order(3), [1, 2, 0]);
+        memory.failed(1, &unusable);
+        memory.failed(1, &unusable);
+        memory.failed(2, &HttpError::NotFound("404".to_owned()));
+        memory.failed(2, &HttpError::Fatal("403".to_owned()));
+        assert_eq!(memory.order(3), [2, 0, 1]);
+        memory.worked(0);
+        assert_eq!(memory.order(3), [0, 2, 1]);
+        let mut mirrors = Mirrors::new(&memory.order(2));
+        mirrors.failed(retryable(), 0, Instant::now());
+        assert_eq!(mirrors.current(), Some(1), "in the numbers of the settings");
+    }
+
+    #[test]
     fn a_mirror_that_cannot_help_is_not_asked_again() {
-        let mut mirrors = Mirrors::new(2);
+        let mut mirrors = Mirrors::new(&[0, 1]);
         mirrors.failed(HttpError::NotFound("404".to_owned()), 0, Instant::now());
         assert_eq!(mirrors.current(), Some(1));
         mirrors.failed(retryable(), 0, Instant::now());
@@ -201,7 +261,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_limit_and_progress_ends_them() {
-        let mut mirrors = Mirrors::new(1);
+        let mut mirrors = Mirrors::new(&[0]);
         let mut pauses = Vec::new();
         for _ in 0..8 {
             if let After::Pause(pause) = mirrors.failed(retryable(), u64::MAX, Instant::now()) {
@@ -215,14 +275,14 @@ mod tests {
 
     #[test]
     fn the_time_that_a_server_names_is_respected() {
-        let mut mirrors = Mirrors::new(1);
+        let mut mirrors = Mirrors::new(&[0]);
         let busy = HttpError::Retryable("503".to_owned(), Some(Duration::from_secs(99)));
         assert_eq!(mirrors.failed(busy, 0, Instant::now()), After::Pause(Duration::from_secs(99)));
     }
 
     #[test]
     fn mirrors_that_were_not_tried_yet_have_their_share_of_the_time() {
-        let (mut mirrors, second) = (Mirrors::new(3), Duration::from_secs(1));
+        let (mut mirrors, second) = (Mirrors::new(&[0, 1, 2]), Duration::from_secs(1));
         assert_eq!(mirrors.share(3 * second), second);
         mirrors.failed(retryable(), 0, Instant::now());
         assert_eq!(mirrors.share(2 * second), second);
@@ -232,14 +292,14 @@ mod tests {
 
     #[test]
     fn no_time_that_a_server_names_is_too_long_to_be_counted() {
-        let mut mirrors = Mirrors::new(1);
+        let mut mirrors = Mirrors::new(&[0]);
         let busy = HttpError::Retryable("503".to_owned(), Some(Duration::MAX));
         assert_eq!(mirrors.failed(busy, 0, Instant::now()), After::Pause(RETRY_AFTER_LIMIT));
     }
 
     #[test]
     fn a_server_that_wants_to_be_left_alone_keeps_nobody_waiting_for_another() {
-        let (mut mirrors, now) = (Mirrors::new(2), Instant::now());
+        let (mut mirrors, now) = (Mirrors::new(&[0, 1]), Instant::now());
         mirrors.failed(retryable(), 0, now);
         let busy = HttpError::Retryable("503".to_owned(), Some(Duration::from_secs(99)));
         assert!(matches!(mirrors.failed(busy, 0, now), After::Pause(pause) if pause <= Duration::from_secs(2)));

@@ -67,6 +67,7 @@ const FORMS: &str = "
 - A *duration* is `30s`, `5min`, `1h30min`, `500ms` or a number of seconds, with the units `ms`, `s` (`sec`), `m` (`min`), `h`, `d` (`day`, `days`), `w`, the larger one first. None is longer
   than 7 days: no wait here makes sense beyond that, and a typing error should not become one.
 - A *size* is `512M`, `2GiB` or a number of bytes (`K`, `M`, `G`, `T`, with or without `iB`; powers of 1024; 1M to 64T), or `50%` of the RAM (1% to 100%). `MB` is refused, because it means two things.
+- *Bytes*, in all or a second, are `512K`, `2GiB` or a number, with the units of a size, up to 1024T. `0` is no limit.
 - A *switch* is `true` or `false` in the file, and also `1`, `yes`, `on`, `0`, `no`, `off` on the command line.
 - A *list* has 512 elements at most: more are a mistake, and reading them costs memory.
 - *Least values*: a wait for an answer is 1s at least, as DNS, TCP and TLS alone can take that long; so is the pause after a failure, or a machine would reboot at full speed; a shell waits 10s at least,

@@ -5,13 +5,19 @@
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::value::cut;
 use crate::device::DeviceName;
+use crate::digest::Digest;
 use crate::formats::key::PublicKey;
 
 /// Base URL of a served folder: http or https, a host, no query, no fragment. Trailing slashes go.
 pub(super) fn url(text: &str) -> Result<String, String> {
-    let wrong = |reason: &str| Err(format!("«{}» is not the URL of a served folder: {reason}", cut(text)));
+    // What stands before an @ may be a password.
+    let shown = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+    let wrong = |reason: &str| Err(format!("«{}» is not the URL of a served folder: {reason}", cut(shown)));
     let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {
         return wrong("it begins with neither http:// nor https://");
     };
@@ -59,6 +65,20 @@ pub(super) fn public_key(text: &str) -> Result<String, String> {
         Ok(key) => Ok(key.to_string()),
         Err(problem) => Err(problem.to_string()),
     }
+}
+
+/// The digest of a public key, as curl writes it.
+pub(super) fn pinned_key(text: &str) -> Result<Digest, String> {
+    let bytes = text.strip_prefix("sha256//").and_then(|digest| STANDARD.decode(digest).ok());
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(Digest::from_bytes)
+        .ok_or_else(|| format!("«{}» is not sha256// and the base64 of 32 bytes", cut(text)))
+}
+
+/// What [`pinned_key`] reads.
+pub(super) fn show_pinned_key(key: &Digest) -> String {
+    format!("sha256//{}", STANDARD.encode(key.as_bytes()))
 }
 
 /// A block device by a name that does not depend on the order of discovery, or by path.

@@ -164,7 +164,19 @@ mod tests {
             ("policy.tries", own("3")),
             ("transfer.stall", own("3s")),
             ("transfer.connect", own("4s")),
+            ("transfer.minRate", own("2K")),
+            ("transfer.minRateWindow", own("14s")),
+            ("transfer.maxTime", own("15s")),
+            ("transfer.rateLimit", own("3M")),
+            ("transfer.budget", own("5G")),
+            ("transfer.parallel", own("6")),
             ("http.caFile", own("/ca.pem")),
+            ("http.pinnedPublicKeys", own("sha256//BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
+            ("http.clientCertFile", own("/cert.pem")),
+            ("http.clientKeyFile", own("/key.pem")),
+            ("http.credentialsFile", own("/credentials")),
+            ("http.proxy", own("socks5://proxy:1081")),
+            ("http.noProxy", own("lan.example 10.0.0.0/8")),
             ("cache.device", own("LABEL=a")),
             ("cache.fsType", own("ext4")),
             ("cache.options", own("noatime,ro")),
@@ -222,8 +234,9 @@ mod tests {
     fn a_full_file_fills_the_fields_that_carry_its_names() {
         let file = format!(
             r#"{{"version": 1, "url": ["http://a/", "https://b"], "channel": "stable", "system": "/nix/store/{HASH}-a",
-            "manifestSha256": "{digest}", "allowUnsigned": true, "verify": "size", "http": {{"caFile": "/ca.pem"}},
-            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s"}},
+            "manifestSha256": "{digest}", "allowUnsigned": true, "verify": "size", "http": {{"caFile": "/ca.pem", "pinnedPublicKeys": ["sha256//{pin}"], "clientCertFile": "/c.pem", "clientKeyFile": "/k.pem",
+            "credentialsFile": "/cr", "proxy": "http://user:word@proxy:3128", "noProxy": ["a.example", "10.0.0.0/8"]}},
+            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s", "minRate": "2K", "minRateWindow": "20s", "maxTime": "1h", "rateLimit": 1048576, "budget": "1G", "parallel": 2}},
             "cache": {{"device": "LABEL=a", "fsType": "xfs", "options": ["ro"], "path": "x", "wait": "5s", "keep": 7}},
             "media": {{"device": "LABEL=m", "path": "y"}},
             "root": {{"tmpfsSize": "1G"}}, "store": {{"tmpfsSize": "10%", "rwDevice": "LABEL=b"}},
@@ -232,7 +245,8 @@ mod tests {
             "kernel": {{"modules": ["loop"], "autoload": false, "storeName": "{HASH}-linux-6.6.1", "settle": 8}},
             "onFailure": {{"action": "poweroff", "delay": "9s", "maxDelay": "10s", "shellTimeout": "11s", "retries": 12}},
             "log": "debug", "commandLineMay": ["verify"]}}"#,
-            digest = "ab".repeat(32)
+            digest = "ab".repeat(32),
+            pin = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="
         );
         let s = from(&file, "").unwrap();
         let seconds = Duration::from_secs;
@@ -240,6 +254,18 @@ mod tests {
         assert_eq!((s.policy.mode, s.verify), (PolicyMode::RequireFresh, Verify::Size));
         assert_eq!((s.policy.wait, s.policy.fetch_wait, s.policy.tries), (seconds(1), seconds(2), 4));
         assert_eq!((s.transfer.stall, s.transfer.connect), (seconds(3), seconds(4)));
+        assert_eq!(
+            (s.transfer.min_rate, s.transfer.min_rate_window, s.transfer.max_time),
+            (2048, seconds(20), seconds(3600))
+        );
+        assert_eq!(
+            (s.transfer.rate_limit, s.transfer.budget, s.transfer.parallel),
+            (1 << 20, 1 << 30, 2)
+        );
+        assert_eq!(s.http.pinned_public_keys[0].as_bytes(), &[7; 32]);
+        assert_eq!(s.http.proxy.as_ref().map(ToString::to_string).as_deref(), Some("http://proxy:3128"));
+        assert_eq!((s.http.no_proxy.len(), s.http.client_key_file.is_some()), (2, true));
+        assert!(!format!("{s:?}").contains("word@"), "what is dumped holds no password");
         assert_eq!((s.cache.wait, s.cache.keep, s.cache.fs_type.as_str()), (seconds(5), 7, "xfs"));
         assert_eq!((s.root.tmpfs_size, s.store.tmpfs_size), (Size::Bytes(1 << 30), Size::Percent(10)));
         assert_eq!(
@@ -290,6 +316,11 @@ mod tests {
         for (line, expected) in [
             ("freshroot.on-failure.delay=1h", vec!["onFailure.maxDelay (10min) is shorter"]),
             ("init=/nix/.freshroot/init", vec![]),
+            ("freshroot.transfer.rate-limit=1K", vec![]),
+            (
+                "freshroot.transfer.rate-limit=1K freshroot.transfer.min-rate=1K",
+                vec!["transfer.minRate is more than half"],
+            ),
         ] {
             let settings = from("{\"version\": 1, \"allowUnsigned\": true}", line).unwrap();
             assert_eq!(settings.warnings.len(), expected.len(), "{line}: {:?}", settings.warnings);

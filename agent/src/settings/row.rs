@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::validated::Settings;
-use super::value::{Size, count, duration_of_at_least, show_duration, size, switch};
+use super::value::{Size, bytes, count, duration_of_at_least, show_duration, size, switch};
 
 /// One setting.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub enum Kind {
     },
     /// A size of a tmpfs.
     Size(fn(&mut Settings) -> &mut Size),
+    /// A number of bytes, or of bytes a second; 0: no limit.
+    Bytes(fn(&mut Settings) -> &mut u64),
     /// One text.
     Text {
         /// What it looks like, for the docs.
@@ -145,6 +147,7 @@ impl Row {
             Kind::Number { least, most, place } => *place(settings) = count(text, least, most)?,
             Kind::Time { least, place } => *place(settings) = duration_of_at_least(text, least)?,
             Kind::Size(place) => *place(settings) = size(text)?,
+            Kind::Bytes(place) => *place(settings) = bytes(text)?,
             Kind::Text { put, .. } => put(settings, text)?,
             Kind::List { separator, put, .. } => {
                 let split = |c: char| c.is_ascii_whitespace() || (separator == Separator::SpacesOrCommas && c == ',');
@@ -163,10 +166,13 @@ impl Row {
             (Kind::Switch(_), _) => return expected("true or false"),
             (Kind::Number { .. }, Value::Number(number)) => self.put_text(settings, &number.to_string())?,
             (Kind::Number { .. }, _) => return expected("a number"),
-            (Kind::Time { .. } | Kind::Size(_), Value::Number(number)) => self.put_text(settings, &number.to_string())?,
-            (Kind::Time { .. } | Kind::Size(_) | Kind::Text { .. }, Value::String(text)) => self.put_text(settings, text)?,
+            (Kind::Time { .. } | Kind::Size(_) | Kind::Bytes(_), Value::Number(number)) => self.put_text(settings, &number.to_string())?,
+            (Kind::Time { .. } | Kind::Size(_) | Kind::Bytes(_) | Kind::Text { .. }, Value::String(text)) => {
+                self.put_text(settings, text)?
+            }
             (Kind::Time { .. }, _) => return expected("a duration such as \"30s\""),
             (Kind::Size(_), _) => return expected("a size such as \"512M\" or \"50%\""),
+            (Kind::Bytes(_), _) => return expected("a number of bytes such as \"512K\""),
             (Kind::Text { .. }, _) => return expected("a text"),
             (Kind::List { or_one: true, put, .. }, Value::String(text)) => put_list(settings, &[text], *put)?,
             (Kind::List { put, .. }, Value::Array(values)) => {
@@ -190,6 +196,7 @@ impl Row {
             Kind::Time { least, .. } if least.is_zero() => "duration".to_owned(),
             Kind::Time { least, .. } => format!("duration, at least {}", show_duration(least)),
             Kind::Size(_) => "size".to_owned(),
+            Kind::Bytes(_) => "bytes".to_owned(),
             Kind::Text { form, .. } | Kind::Objects { form, .. } => form.to_owned(),
             Kind::List { form, or_one: true, .. } => format!("one or a list: {form}"),
             Kind::List { form, or_one: false, .. } => format!("list: {form}"),

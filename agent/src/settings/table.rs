@@ -9,11 +9,12 @@ use log::LevelFilter;
 use super::form;
 use super::nearest::nearest;
 use super::row::Guard::{Free, Listed, ListedIfWeaker, Never, Strict};
-use super::row::Kind::{List, Number, Objects, Size, Switch, Text, Time};
+use super::row::Kind::{Bytes, List, Number, Objects, Size, Switch, Text, Time};
 use super::row::Row;
 use super::row::Separator::{Spaces, SpacesOrCommas};
 use super::validated::{FailureAction, NetworkBy, PolicyMode, Settings, Verify};
-use super::value::{cut, show_duration};
+use super::value::{cut, show_bytes, show_duration};
+use crate::http::proxy::{Exception, Proxy};
 use crate::store_path::StorePath;
 
 /// A wait that may be nothing: look once.
@@ -175,7 +176,59 @@ pub static TABLE: &[Row] = &[
         },
         guard: Free,
         show: |s| show_duration(s.transfer.connect),
-        about: "Limit for connecting to one address of a server.",
+        about: "Limit for finding the addresses of a server, and for connecting to one of them, proxy and TLS included.",
+    },
+    Row {
+        name: "transfer.minRate",
+        kind: Bytes(|s| &mut s.transfer.min_rate),
+        guard: Free,
+        show: |s| show_bytes(s.transfer.min_rate),
+        about: "Bytes a second: a transfer that is slower over `transfer.minRateWindow` is given up, and the next mirror tried. `0`: none is too slow.",
+    },
+    Row {
+        name: "transfer.minRateWindow",
+        kind: Time {
+            least: SECOND,
+            place: |s| &mut s.transfer.min_rate_window,
+        },
+        guard: Free,
+        show: |s| show_duration(s.transfer.min_rate_window),
+        about: "The time over which `transfer.minRate` is measured.",
+    },
+    Row {
+        name: "transfer.maxTime",
+        kind: Time {
+            least: NOTHING,
+            place: |s| &mut s.transfer.max_time,
+        },
+        guard: Free,
+        show: |s| show_duration(s.transfer.max_time),
+        about: "Limit of the transfer of an image, also where nothing is cached; what was received is kept. `0`: as long as it takes.",
+    },
+    Row {
+        name: "transfer.rateLimit",
+        kind: Bytes(|s| &mut s.transfer.rate_limit),
+        guard: Free,
+        show: |s| show_bytes(s.transfer.rate_limit),
+        about: "Bytes a second that are not exceeded, all transfers together. `0`: as fast as it goes.",
+    },
+    Row {
+        name: "transfer.budget",
+        kind: Bytes(|s| &mut s.transfer.budget),
+        guard: Free,
+        show: |s| show_bytes(s.transfer.budget),
+        about: "Bytes of answers that one boot may receive; what came is kept, and the next boot goes on. `0`: any number.",
+    },
+    Row {
+        name: "transfer.parallel",
+        kind: Number {
+            least: 1,
+            most: 16,
+            place: |s| &mut s.transfer.parallel,
+        },
+        guard: Free,
+        show: |s| s.transfer.parallel.to_string(),
+        about: "How many ranges of an image are asked for at once. More than one helps where a single connection does not fill the link, and costs a server as many connections.",
     },
     Row {
         name: "http.caFile",
@@ -186,6 +239,77 @@ pub static TABLE: &[Row] = &[
         guard: Listed,
         show: |s| s.http.ca_file.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         about: "PEM file with the certificates that https trusts.",
+    },
+    Row {
+        name: "http.pinnedPublicKeys",
+        kind: List {
+            form: "`sha256//` and the base64 of a digest of `SubjectPublicKeyInfo`, as curl's `--pinnedpubkey` takes it",
+            separator: SpacesOrCommas,
+            or_one: false,
+            put: |s, texts| all(texts, form::pinned_key).map(|keys| s.http.pinned_public_keys = keys),
+        },
+        guard: Listed,
+        show: |s| {
+            s.http
+                .pinned_public_keys
+                .iter()
+                .map(form::show_pinned_key)
+                .collect::<Vec<_>>()
+                .join(" ")
+        },
+        about: "Public keys, of which an https server must have one. Alone they decide, and names and dates of certificates do not count; with `http.caFile` both must hold.",
+    },
+    Row {
+        name: "http.clientCertFile",
+        kind: Text {
+            form: "path in the initrd",
+            put: |s, text| form::absolute_file(text).map(|path| s.http.client_cert_file = Some(path)),
+        },
+        guard: Listed,
+        show: |s| path(s.http.client_cert_file.as_ref()),
+        about: "PEM file with the certificate that the machine shows https servers, intermediates behind it.",
+    },
+    Row {
+        name: "http.clientKeyFile",
+        kind: Text {
+            form: "path in the initrd",
+            put: |s, text| form::absolute_file(text).map(|path| s.http.client_key_file = Some(path)),
+        },
+        guard: Listed,
+        show: |s| path(s.http.client_key_file.as_ref()),
+        about: "PEM file with its key. None: it stands in `http.clientCertFile`.",
+    },
+    Row {
+        name: "http.credentialsFile",
+        kind: Text {
+            form: "path in the initrd",
+            put: |s, text| form::absolute_file(text).map(|path| s.http.credentials_file = Some(path)),
+        },
+        guard: Listed,
+        show: |s| path(s.http.credentials_file.as_ref()),
+        about: "File of one line, `bearer TOKEN` or `basic USER:PASSWORD`: sent to the servers of `url` that are asked by https and have no user in their URL.",
+    },
+    Row {
+        name: "http.proxy",
+        kind: Text {
+            form: "`http://`, `https://` or `socks5://`, `user:password@` if need be, host and port",
+            put: |s, text| Proxy::parse(text).map(|proxy| s.http.proxy = Some(proxy)),
+        },
+        guard: Free,
+        show: |s| s.http.proxy.as_ref().map(ToString::to_string).unwrap_or_default(),
+        about: "The proxy that requests take; names are resolved by it. Variables of the environment are not looked at.",
+    },
+    Row {
+        name: "http.noProxy",
+        kind: List {
+            form: "host, domain, address, network as `10.0.0.0/8`, or `*`",
+            separator: SpacesOrCommas,
+            or_one: false,
+            put: |s, texts| all(texts, Exception::parse).map(|exceptions| s.http.no_proxy = exceptions),
+        },
+        guard: Free,
+        show: |s| s.http.no_proxy.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        about: "Hosts that are asked without the proxy; a name stands for all below it, too. The machine itself always is.",
     },
     Row {
         name: "cache.device",
@@ -524,6 +648,10 @@ fn choice<T: Copy>(text: &str, choices: &[(&'static str, T)]) -> Result<T, Strin
 
 fn word<T: Copy + PartialEq>(value: T, choices: &[(&'static str, T)]) -> String {
     choices.iter().find(|(_, v)| *v == value).map_or("", |(word, _)| word).to_owned()
+}
+
+fn path(path: Option<&std::path::PathBuf>) -> String {
+    path.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {

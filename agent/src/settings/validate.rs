@@ -76,6 +76,19 @@ impl Settings {
             ));
             self.on_failure.max_delay = self.on_failure.delay;
         }
+        if self.http.client_key_file.is_some() && self.http.client_cert_file.is_none() {
+            self.warnings
+                .push("http.clientKeyFile is of no use without http.clientCertFile".to_owned());
+        }
+        let http = |url: &String| !url.starts_with("https://");
+        if self.http.credentials_file.is_some() && !self.urls.is_empty() && self.urls.iter().all(http) {
+            self.warnings
+                .push("http.credentialsFile is of no use: credentials are sent by https only, and no url is https".to_owned());
+        }
+        if self.transfer.least_rate() < self.transfer.min_rate && self.origin("transfer.minRate") != Origin::Default {
+            self.warnings
+                .push("transfer.minRate is more than half of transfer.rateLimit: half of it is used".to_owned());
+        }
         if self.trusted_public_keys.is_empty() && self.manifest_sha256.is_none() && !self.allow_unsigned {
             self.warnings
                 .push("nothing can be authorised: set trustedPublicKeys (or manifestSha256)".to_owned());

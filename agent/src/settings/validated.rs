@@ -11,6 +11,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::digest::Digest;
+use crate::http::proxy::{Exception, Proxy};
 
 use super::value::Size;
 use crate::store_path::StorePath;
@@ -104,8 +105,30 @@ pub enum PolicyMode {
 pub struct Transfer {
     /// A transfer that receives nothing for so long is given up.
     pub stall: Duration,
-    /// Limit for connecting to one address.
+    /// Limit for finding a server's addresses, and for connecting.
     pub connect: Duration,
+    /// Bytes a second below which a transfer is given up; 0: none.
+    pub min_rate: u64,
+    /// The time over which that is measured.
+    pub min_rate_window: Duration,
+    /// Limit of the transfer of an image; nothing: none.
+    pub max_time: Duration,
+    /// Bytes a second that are not exceeded; 0: any number.
+    pub rate_limit: u64,
+    /// Bytes that one boot may receive; 0: any number.
+    pub budget: u64,
+    /// How many ranges of an image are asked for at once.
+    pub parallel: u32,
+}
+
+impl Transfer {
+    /// The least rate that holds: nothing is given up because it was slowed down here.
+    pub fn least_rate(&self) -> u64 {
+        match self.rate_limit {
+            0 => self.min_rate,
+            limit => self.min_rate.min(limit / 2),
+        }
+    }
 }
 
 /// HTTP and TLS.
@@ -113,6 +136,18 @@ pub struct Transfer {
 pub struct Http {
     /// PEM file in the initrd with the certificates that https trusts.
     pub ca_file: Option<PathBuf>,
+    /// SHA-256 digests of the public keys that servers may have.
+    pub pinned_public_keys: Vec<Digest>,
+    /// PEM file with the client's certificate.
+    pub client_cert_file: Option<PathBuf>,
+    /// PEM file with its key; none: the same file.
+    pub client_key_file: Option<PathBuf>,
+    /// File with credentials.
+    pub credentials_file: Option<PathBuf>,
+    /// The proxy that requests take.
+    pub proxy: Option<Proxy>,
+    /// Hosts that are asked without it.
+    pub no_proxy: Vec<Exception>,
 }
 
 /// How a cached image is verified before it is mounted, from strong to weak.
@@ -312,8 +347,23 @@ impl Settings {
             transfer: Transfer {
                 stall: seconds(30),
                 connect: seconds(10),
+                // A modem's rate: less is no transfer, and 256 kbit/s are 32 times as much.
+                min_rate: 1 << 10,
+                min_rate_window: seconds(30),
+                max_time: seconds(0),
+                rate_limit: 0,
+                budget: 0,
+                parallel: 1,
             },
-            http: Http { ca_file: None },
+            http: Http {
+                ca_file: None,
+                pinned_public_keys: Vec::new(),
+                client_cert_file: None,
+                client_key_file: None,
+                credentials_file: None,
+                proxy: None,
+                no_proxy: Vec::new(),
+            },
             verify: Verify::Full,
             cache: Cache {
                 device: None,

@@ -65,6 +65,9 @@ const SMALLEST_TMPFS: u64 = 1 << 20;
 /// No machine has more RAM than this, and sums of it do not overflow.
 const LARGEST_TMPFS: u64 = 64 << 40;
 
+/// Nobody fetches more at once, and sums of it do not overflow.
+const MOST_BYTES: u64 = 1 << 50;
+
 /// Reads `30s`, `5min`, `1h30min`, `500ms`; a bare number counts seconds.
 ///
 /// # Errors
@@ -160,6 +163,28 @@ pub fn size(text: &str) -> Result<Size, String> {
         Some(bytes @ SMALLEST_TMPFS..=LARGEST_TMPFS) => Ok(Size::Bytes(bytes)),
         Some(_) | None => Err(format!("«{}» is outside 1M to 64T", cut(text))),
     }
+}
+
+/// Reads `512K`, `2GiB`; a bare number counts bytes, and 0 is none.
+///
+/// # Errors
+/// A sentence that says what is expected.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(digits(text));
+    let unit = look_up(&SIZE_UNITS, unit).filter(|_| !number.is_empty());
+    unit.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit))
+        .filter(|bytes| *bytes <= MOST_BYTES)
+        .ok_or_else(|| format!("«{}» is not a number of bytes: write 512K, 2GiB or a number up to 1024T", cut(text)))
+}
+
+/// Writes bytes so that [`bytes`] reads the same back.
+pub fn show_bytes(bytes: u64) -> String {
+    for (name, unit) in [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)] {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
+            return format!("{}{name}", bytes / unit);
+        }
+    }
+    bytes.to_string()
 }
 
 /// Reads a switch. Without a value (`freshroot.kexec` alone) it is on, which the caller passes as `1`.
@@ -280,6 +305,28 @@ mod tests {
         }
         assert_eq!(Size::Percent(50).to_string(), "50%");
         assert_eq!(Size::Bytes(1 << 20).to_string(), "1048576");
+    }
+
+    #[test]
+    fn bytes_are_read_and_shown_in_powers_of_1024() {
+        for (text, expected, shown) in [
+            ("0", Some(0), "0"),
+            ("1500", Some(1500), "1500"),
+            ("1K", Some(1024), "1K"),
+            ("2048K", Some(2 << 20), "2M"),
+            ("3GiB", Some(3 << 30), "3G"),
+            ("1024T", Some(1 << 50), "1024T"),
+            ("1025T", None, ""),
+            ("99999999999999999999", None, ""),
+            ("1MB", None, ""),
+            ("50%", None, ""),
+            ("-1", None, ""),
+            ("K", None, ""),
+            ("", None, ""),
+        ] {
+            assert_eq!(bytes(text).ok(), expected, "{text}");
+            assert_eq!(expected.map(show_bytes).unwrap_or_default(), shown);
+        }
     }
 
     #[test]

@@ -11,15 +11,16 @@ use super::own_report;
 use crate::boot::deadline::Deadline;
 use crate::boot::download::{Download, verify_cached};
 use crate::boot::generations::Generations;
-use crate::boot::online::client;
+use crate::boot::online::{client, patience};
 use crate::boot::ticker::Teller;
-use crate::cache::Cache;
 use crate::cache::room::make_room;
+use crate::cache::{Cache, Held};
 use crate::candidates::{RunningKernel, name_of};
 use crate::decide::{Candidate, ImageState, best};
 use crate::digest::Digest;
 use crate::fetch::Source;
-use crate::fetch::image::{Patience, fetch_index};
+use crate::fetch::image::fetch_index;
+use crate::fetch::retry::Memory;
 use crate::mode::Mode;
 use crate::report::Report;
 use crate::select::{Wanted, select};
@@ -84,10 +85,12 @@ struct Refresh<'a> {
 impl Refresh<'_> {
     /// Asks, and fetches what is missing. `selected` is what this boot has selected.
     fn bring(&mut self, selected: &Wanted, wanted: &Wanted) -> Result<String> {
-        let client = client(self.settings)?;
+        let client = client(self.settings, self.generations.signed());
+        let memory = Memory::default();
         let source = Source {
             client: &client,
             mirrors: &self.settings.urls,
+            memory: &memory,
         };
         log::info!("asking for {}", wanted.target);
         let deadline = Instant::now() + self.settings.policy.fetch_wait;
@@ -134,10 +137,8 @@ impl Refresh<'_> {
     fn complete(&self, selected: &Wanted, manifest: Digest, source: &Source<'_>) -> Result<()> {
         let entry = self.generations.get(manifest)?;
         let image = &entry.known.authorised.manifest().image;
-        let patience = Patience {
-            deadline: None,
-            without_progress: self.settings.policy.fetch_wait,
-        };
+        // Whatever boots is there already, and runs: there is time.
+        let patience = patience(self.settings, false);
         // Before anything is removed for it: a server without the image is mostly one without its index.
         let index = match self.cache.chunk_index(image) {
             Some(_) => None,
@@ -161,6 +162,11 @@ impl Refresh<'_> {
             patience,
         };
         download.run(&mut Report::new(""))?;
+        // A boot can do with an image that is only open; here it has to be found by the next one.
+        ensure!(
+            self.cache.held(image) == Held::Whole,
+            "the image is fetched and verified, but did not get its place in the cache: see the warnings above, and look at its disk"
+        );
         self.cache.commit_generation(&entry.known.generation)
     }
 }

@@ -1,4 +1,5 @@
 //! A server that misbehaves on purpose, on plain sockets. It answers one request per connection, as its script says, and counts.
+#![allow(dead_code, reason = "each test program uses its share")]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -71,8 +72,10 @@ pub struct Reply {
     pub framing: Framing,
     /// Only so many bytes of the body are sent.
     pub send: usize,
-    /// Between two bytes.
+    /// Between two pieces.
     pub pace: Option<Duration>,
+    /// Bytes of a piece.
+    pub piece: usize,
     /// After the last byte.
     pub then: Then,
 }
@@ -87,6 +90,7 @@ impl Reply {
             framing: Framing::Length,
             send: body.len(),
             pace: None,
+            piece: 1,
             then: Then::Close,
         }
     }
@@ -146,6 +150,7 @@ struct Shared {
 /// The server; ends when it is dropped.
 pub struct Server {
     address: SocketAddr,
+    door: TcpListener,
     shared: Arc<Shared>,
     listening: Option<JoinHandle<()>>,
 }
@@ -153,8 +158,14 @@ pub struct Server {
 impl Server {
     /// Starts a server.
     pub fn new(script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::at(Ipv4Addr::LOCALHOST, script)
+    }
+
+    /// Starts a server at this address, in the network namespace of the thread.
+    pub fn at(address: Ipv4Addr, script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let address = listener.local_addr().unwrap();
+        let door = listener.try_clone().unwrap();
         let shared = Arc::new(Shared {
             script: Box::new(script),
             served: Mutex::new(Vec::new()),
@@ -177,6 +188,7 @@ impl Server {
         });
         Self {
             address,
+            door,
             shared,
             listening: Some(listening),
         }
@@ -211,7 +223,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        drop(TcpStream::connect(self.address));
+        // Ends the wait for the next connection, from whichever namespace.
+        rustix::net::shutdown(&self.door, rustix::net::Shutdown::Both).unwrap();
         if let Some(listening) = self.listening.take() {
             let ended = listening.join();
             assert!(ended.is_ok() || std::thread::panicking(), "the server died");
@@ -240,7 +253,7 @@ fn answer(shared: &Shared, mut stream: TcpStream) {
     let complete = reply.send == reply.body.len() && reply.then == Then::Close;
     let sent = loop {
         let sent = match reply.pace {
-            Some(pace) => trickle(&mut stream, body, pace, &count),
+            Some(pace) => trickle(&mut stream, body.chunks(reply.piece), pace, &count),
             None => send(&mut stream, body, &reply.framing, &count),
         };
         if !sent || reply.then != Then::Endless {
@@ -299,12 +312,12 @@ fn send(stream: &mut TcpStream, body: &[u8], framing: &Framing, count: &dyn Fn(u
     true
 }
 
-/// One byte after the other; the pause between them ends early when the client goes away.
-fn trickle(stream: &mut TcpStream, body: &[u8], pace: Duration, count: &dyn Fn(usize)) -> bool {
+/// One piece after the other; the pause between them ends early when the client goes away.
+fn trickle<'a>(stream: &mut TcpStream, pieces: impl Iterator<Item = &'a [u8]>, pace: Duration, count: &dyn Fn(usize)) -> bool {
     stream.set_read_timeout(Some(pace)).unwrap();
-    for byte in body {
-        count(1);
-        if stream.write_all(&[*byte]).is_err() {
+    for piece in pieces {
+        count(piece.len());
+        if stream.write_all(piece).is_err() {
             return false;
         }
         match stream.read(&mut [0]) {
@@ -315,7 +328,8 @@ fn trickle(stream: &mut TcpStream, body: &[u8], pace: Duration, count: &dyn Fn(u
     true
 }
 
-fn head(reply: &Reply) -> String {
+/// The head of an answer.
+pub fn head(reply: &Reply) -> String {
     let mut head = format!("HTTP/1.1 {} Scripted\r\nConnection: close\r\n", reply.status);
     match &reply.framing {
         Framing::Length => head += &format!("Content-Length: {}\r\n", reply.body.len()),
@@ -333,7 +347,8 @@ fn head(reply: &Reply) -> String {
     head + "\r\n"
 }
 
-fn read_head(stream: &mut TcpStream) -> Option<Ask> {
+/// Reads a request; nothing if the connection ends before it.
+pub fn read_head(stream: &mut impl Read) -> Option<Ask> {
     let mut bytes = Vec::new();
     let mut byte = [0];
     while !bytes.ends_with(b"\r\n\r\n") {

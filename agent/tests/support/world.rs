@@ -62,26 +62,44 @@ pub fn release(manifest: &str, serial: u64, key: &SecretKey) -> Envelope {
     envelope
 }
 
+/// What looks like an image, another one for each serial.
+fn noise(serial: u64, size: usize) -> Vec<u8> {
+    let mut state = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    })
+    .take(size)
+    .collect();
+    bytes[..4].copy_from_slice(b"hsqs");
+    bytes
+}
+
+fn toplevel(serial: u64) -> String {
+    format!("/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-nixos-system-{serial}")
+}
+
 impl World {
     /// The world of a serial: each has another image.
     pub fn new(serial: u64) -> Self {
-        let mut state = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        })
-        .take(SIZE)
-        .collect();
-        bytes[..4].copy_from_slice(b"hsqs");
-        let toplevel = format!("/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-nixos-system-{serial}");
-        Self::of(bytes, serial, &toplevel, "6.6.1")
+        Self::of(noise(serial, SIZE), serial, &toplevel(serial), "6.6.1")
+    }
+
+    /// With an image of `size` bytes in chunks of `chunk`.
+    #[allow(dead_code, reason = "for transfers of several ranges")]
+    pub fn sized(serial: u64, chunk: usize, size: usize) -> Self {
+        Self::cut(noise(serial, size), chunk, serial, &toplevel(serial), "6.6.1")
     }
 
     /// The world of an image that holds this system, for a kernel of this release.
     pub fn of(bytes: Vec<u8>, serial: u64, toplevel: &str, kernel: &str) -> Self {
-        let index = ChunkIndex::new(bytes.chunks(CHUNK).map(|chunk| (chunk.len() as u32, Digest::of(chunk)))).unwrap();
+        Self::cut(bytes, CHUNK, serial, toplevel, kernel)
+    }
+
+    fn cut(bytes: Vec<u8>, chunk: usize, serial: u64, toplevel: &str, kernel: &str) -> Self {
+        let index = ChunkIndex::new(bytes.chunks(chunk).map(|chunk| (chunk.len() as u32, Digest::of(chunk)))).unwrap();
         let index_bytes = index.to_bytes();
         let image = Image {
             sha256: Digest::of(&bytes),
