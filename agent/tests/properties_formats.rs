@@ -12,6 +12,7 @@ use freshroot::formats::generation::Generation;
 use freshroot::formats::key::SecretKey;
 use freshroot::formats::manifest::Manifest;
 use freshroot::formats::release::Release;
+use freshroot::formats::state::{STATE_LIMIT, State};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -278,5 +279,50 @@ proptest! {
         let expected = (in_it && payload == manifest && signatures.len() <= 16).then_some(payload);
         mixed["release"]["signatures"] = signatures.into();
         prop_assert_eq!(verdict(mixed.to_string().as_bytes()), expected);
+    }
+}
+
+/// A state that says something in every field.
+fn full_state() -> State {
+    let mut state = State::default();
+    for (channel, serial) in [("stable", 7), ("testing", 12)] {
+        state.confirm(&channel.parse().unwrap(), serial, 1_800_000_000);
+    }
+    state.see_time(1_799_999_000);
+    state.add_received(20_833, 1_000_000);
+    state.see_rate("https://images.example:443", 750_000);
+    state
+}
+
+#[test]
+fn a_state_that_was_cut_short_anywhere_is_as_if_absent() {
+    let bytes = full_state().to_bytes().unwrap();
+    // The last byte is the line's end.
+    for length in 0..bytes.len() - 1 {
+        assert!(State::parse(&bytes[..length]).is_err(), "{length}");
+    }
+    assert_eq!(State::parse(&bytes[..bytes.len() - 1]), Ok(full_state()));
+}
+
+proptest! {
+    #[test]
+    fn a_state_with_bytes_changed_is_read_whole_or_not_at_all(changes in vec((any::<Index>(), any::<u8>()), 1..5)) {
+        let mut bytes = full_state().to_bytes().unwrap();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(state) = State::parse(&bytes) {
+            let written = state.to_bytes().unwrap();
+            prop_assert!(written.len() as u64 <= STATE_LIMIT);
+            prop_assert_eq!(State::parse(&written), Ok(state));
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_a_state_panic(bytes in vec(any::<u8>(), 0..300)) {
+        if let Err(refusal) = State::parse(&bytes) {
+            prop_assert!(!refusal.to_string().is_empty());
+        }
     }
 }

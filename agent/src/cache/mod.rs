@@ -8,6 +8,7 @@ pub mod evict;
 pub mod part;
 pub mod reports;
 pub mod room;
+pub mod state;
 pub mod tries;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -109,8 +110,9 @@ impl Cache {
             lock: Some(lock),
         };
         // Tries have no temporary names, and blessing needs no lock: it may be writing just now.
-        for name in FOLDERS.iter().filter(|name| !matches!(**name, "tries" | "blessed")) {
-            for path in atomic::remove_leftovers(&folder.join(name))? {
+        let written = FOLDERS.iter().filter(|name| !matches!(**name, "tries" | "blessed"));
+        for folder in written.map(|name| folder.join(name)).chain([folder.to_owned()]) {
+            for path in atomic::remove_leftovers(&folder)? {
                 log::info!("removed {}, left by an interrupted write", path.display());
             }
         }

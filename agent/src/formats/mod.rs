@@ -14,6 +14,7 @@ pub mod key;
 pub mod manifest;
 pub mod part_map;
 pub mod release;
+pub mod state;
 pub mod tries;
 
 use std::fmt;

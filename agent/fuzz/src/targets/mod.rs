@@ -8,6 +8,7 @@ mod network;
 pub(crate) mod planted;
 mod publishing;
 mod settings;
+mod state;
 pub(crate) mod trust;
 mod words;
 
@@ -19,6 +20,7 @@ pub static TARGETS: &[Target] = &[
     trust::RELEASE,
     trust::MANIFEST,
     trust::GENERATION,
+    state::STATE,
     downloads::CHUNK_INDEX,
     downloads::PART_MAP,
     downloads::CONTENT_RANGE,
