@@ -152,17 +152,20 @@ impl Lab {
 
     /// The initrd with the agent and `config`, at `out`.
     pub fn initrd(&self, config: &Value, out: &Path) -> Result<()> {
-        self.initrd_with(config, &[], out)
+        self.initrd_with(config, &[], &[], out)
     }
 
-    /// The same with `more` kernel modules.
-    pub fn initrd_with(&self, config: &Value, more: &[&str], out: &Path) -> Result<()> {
+    /// The same with more files, by their places, and `more` kernel modules.
+    pub fn initrd_with(&self, config: &Value, files: &[(String, PathBuf)], more: &[&str], out: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(config).context("writing the configuration")?;
-        Initrd::new()
+        let mut initrd = Initrd::new()
             .file("/init", &self.agent()?, 0o755)
             .text("/etc/freshroot/config.json", &text, 0o644)
-            .file("/bin/sh", &busybox_static(&self.workspace.vm())?, 0o755)
-            .build(&self.kernel, &[initrd::MODULES, more].concat(), out)
+            .file("/bin/sh", &busybox_static(&self.workspace.vm())?, 0o755);
+        for (place, file) in files {
+            initrd = initrd.file(place, file, 0o644);
+        }
+        initrd.build(&self.kernel, &[initrd::MODULES, more].concat(), out)
     }
 
     /// An empty cache disk at `path`.

@@ -12,6 +12,7 @@ mod evaluation;
 mod fuzz;
 mod initrd;
 mod lab;
+mod lan;
 mod layer;
 mod line;
 mod modules;

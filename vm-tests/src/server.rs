@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -37,9 +37,12 @@ pub struct Server {
 impl Server {
     /// Serves `folder` on a free port of `address` (127.0.0.1 or ::1), with `program`. What it logs also goes to `log`.
     pub fn start(program: &Path, folder: &Path, address: &str, log: &Path) -> Result<Self> {
-        let mut child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL"])
-            .arg(program)
+        Self::start_in(None, program, folder, address, log)
+    }
+
+    /// The same in a network namespace.
+    pub fn start_in(namespace: Option<&Path>, program: &Path, folder: &Path, address: &str, log: &Path) -> Result<Self> {
+        let mut child = crate::lan::command(namespace, program)
             .arg("serve")
             .arg(folder)
             .args(["--listen", address])

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::disk::Disk;
 use crate::lab::{self, Lab};
+use crate::lan::{Lan, ROUTER};
 use crate::publisher::Served;
 use crate::qemu::console::Listener;
 use crate::qemu::{Machine, Nic, Vm};
@@ -57,6 +58,13 @@ impl<'a> Trial<'a> {
     pub fn serve_at(&self, served: &Served, address: &str) -> Result<Server> {
         let program = self.lab.publisher()?.program;
         Server::start(&program, served.dir(), address, &self.dir.join("server.log"))
+    }
+
+    /// Serves `served` in a network of the test's own, at its router.
+    pub fn serve_in(&self, lan: &Lan, served: &Served) -> Result<Server> {
+        let program = self.lab.publisher()?.program;
+        let (namespace, address) = (lan.namespace(), format!("{ROUTER}:0"));
+        Server::start_in(Some(&namespace), &program, served.dir(), &address, &self.dir.join("server.log"))
     }
 
     /// A copy of the folder that offers `generation`, to be tampered with.
@@ -116,8 +124,10 @@ impl<'a> Trial<'a> {
             memory: 1024,
             disks: Vec::new(),
             nics: Vec::new(),
+            clock: None,
             script: None,
             listener: None,
+            files: Vec::new(),
             life: BOOT_LIFE,
             stage_1: None,
         }
@@ -133,8 +143,10 @@ pub struct Boot<'a> {
     memory: u32,
     disks: Vec<(Disk, String)>,
     nics: Vec<Nic>,
+    clock: Option<String>,
     script: Option<String>,
     listener: Option<Listener>,
+    files: Vec<(String, PathBuf)>,
     life: Duration,
     stage_1: Option<Stage1>,
 }
@@ -178,6 +190,12 @@ impl<'a> Boot<'a> {
         self
     }
 
+    /// What the machine's clock says at power-on, as `2026-11-21T00:00:00`.
+    pub fn clock(mut self, time: &str) -> Self {
+        self.clock = Some(time.to_owned());
+        self
+    }
+
     /// Wants `system` by name, as generated command lines do.
     pub fn system(self, system: &System) -> Self {
         self.words(&format!(
@@ -205,6 +223,12 @@ impl<'a> Boot<'a> {
         self
     }
 
+    /// Puts a file into the agent's initrd (not into systemd's).
+    pub fn file(mut self, place: &str, file: &Path) -> Self {
+        self.files.push((place.to_owned(), file.to_owned()));
+        self
+    }
+
     /// Passes the console's lines on.
     pub fn listener(mut self, listener: Listener) -> Self {
         self.listener = Some(listener);
@@ -226,7 +250,7 @@ impl<'a> Boot<'a> {
         let initrd = self.trial.dir.join(format!("{name}-initrd"));
         let lab = self.trial.lab;
         match &self.stage_1 {
-            None => lab.initrd(&lab.config(&self.config)?, &initrd)?,
+            None => lab.initrd_with(&lab.config(&self.config)?, &self.files, &[], &initrd)?,
             Some(stage_1) => {
                 let mut changes = Stage1::config();
                 lab::merge(&mut changes, &self.config);
@@ -247,6 +271,9 @@ impl<'a> Boot<'a> {
         }
         for nic in self.nics {
             machine = machine.nic(nic);
+        }
+        if let Some(time) = &self.clock {
+            machine = machine.clock(time);
         }
         if let Some(script) = &self.script {
             machine = machine.script(&Disk::script(&self.trial.dir.join(format!("{name}-script.img")), script)?);

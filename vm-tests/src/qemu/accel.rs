@@ -48,7 +48,7 @@ pub fn choose(kernel: &Path, dir: &Path) -> Result<Accelerator> {
     let mut arguments: Vec<String> = Accelerator::Kvm.arguments().map(str::to_owned).into();
     arguments.extend(["-m", "256", "-append", "console=ttyS0 panic=-1", "-kernel"].map(str::to_owned));
     arguments.push(kernel.display().to_string());
-    let mut child = spawn(&arguments, &dir.join("probe-qemu.log"))?;
+    let mut child = spawn(None, &arguments, &dir.join("probe-qemu.log"))?;
     let console = Console::follow(&mut child, &dir.join("probe-console.log"), None);
     let found = console.and_then(|mut console| {
         let found = console.wait_for(&[PROBE_MARK], PROBE_LIMIT);

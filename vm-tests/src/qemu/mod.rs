@@ -7,7 +7,7 @@ pub mod qmp;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +18,7 @@ use console::{Console, Listener};
 use qmp::Qmp;
 
 use crate::disk::Disk;
+use crate::lan::{CABLE, Lan};
 
 /// Between the start of QEMU and its control socket.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -66,6 +67,8 @@ pub struct Nic {
     pub mute: bool,
     /// Its own boot program (iPXE), which asks DHCP for the URL of a script; place in the boot order, and URL.
     pub boots: Option<(u32, String)>,
+    /// The namespace of a network of the test's own ([`crate::lan::Lan`]), which it is plugged into instead.
+    pub lan: Option<PathBuf>,
 }
 
 impl Nic {
@@ -77,6 +80,15 @@ impl Nic {
             ipv4: true,
             mute: false,
             boots: None,
+            lan: None,
+        }
+    }
+
+    /// A card in a network of the test's own.
+    pub fn on(lan: &Lan) -> Self {
+        Self {
+            lan: Some(lan.namespace()),
+            ..Self::plain()
         }
     }
 
@@ -95,6 +107,7 @@ pub struct Machine {
     disks: Vec<Attached>,
     disc: Option<(PathBuf, u32)>,
     nics: Vec<Nic>,
+    clock: Option<String>,
     listener: Option<Listener>,
 }
 
@@ -121,6 +134,7 @@ impl Machine {
             disks: Vec::new(),
             disc: None,
             nics: Vec::new(),
+            clock: None,
             listener: None,
         }
     }
@@ -174,6 +188,12 @@ impl Machine {
         self
     }
 
+    /// What its clock says at power-on, as `2026-11-21T00:00:00`.
+    pub fn clock(mut self, time: &str) -> Self {
+        self.clock = Some(time.to_owned());
+        self
+    }
+
     /// Passes each line of the console on.
     pub fn listener(mut self, listener: Listener) -> Self {
         self.listener = Some(listener);
@@ -190,7 +210,8 @@ impl Machine {
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
         let serial1 = dir.join(format!("{name}-serial1.log"));
         let arguments = self.arguments(accelerator, &socket, &serial1);
-        let mut child = spawn(&arguments, &dir.join(format!("{name}-qemu.log")))?;
+        let namespace = self.nics.iter().find_map(|nic| nic.lan.as_deref());
+        let mut child = spawn(namespace, &arguments, &dir.join(format!("{name}-qemu.log")))?;
         let started = Instant::now();
         let console = Console::follow(&mut child, &dir.join(format!("{name}-console.log")), self.listener.take());
         let mut vm = Vm {
@@ -221,6 +242,9 @@ impl Machine {
         let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
         add("-m", self.memory.to_string());
         add("-smp", self.cpus.to_string());
+        if let Some(time) = &self.clock {
+            add("-rtc", format!("base={time}"));
+        }
         match &self.start {
             Start::Kernel { kernel, initrd, append } => {
                 add("-kernel", kernel.display().to_string());
@@ -260,7 +284,12 @@ impl Machine {
         }
         for (number, nic) in self.nics.iter().enumerate() {
             let Nic {
-                mac, ipv4, mute, boots, ..
+                mac,
+                ipv4,
+                mute,
+                boots,
+                lan,
+                ..
             } = nic;
             // With QEMU's own ROM for this card (Debian package ipxe-qemu), or with none.
             let (rom, file) = match boots {
@@ -268,6 +297,7 @@ impl Machine {
                 None => (",romfile=".to_owned(), String::new()),
             };
             let network = match (mute, ipv4) {
+                _ if lan.is_some() => format!("tap,id=net{number},ifname={CABLE},script=no,downscript=no"),
                 // A hub with nothing else on it.
                 (true, _) => format!("hubport,hubid={number},id=net{number}"),
                 (false, true) => format!("user,id=net{number}{file}"),
@@ -293,10 +323,9 @@ fn place(order: Option<u32>) -> String {
 /// Starts QEMU with `arguments` and the first serial port on its standard output.
 ///
 /// It dies with the thread that calls this (`setpriv --pdeathsig`), so that no harness that was killed leaves machines behind.
-fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
+fn spawn(namespace: Option<&Path>, arguments: &[String], log: &Path) -> Result<Child> {
     let errors = File::create(log).with_context(|| format!("making {}", log.display()))?;
-    Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+    crate::lan::command(namespace, Path::new("qemu-system-x86_64"))
         .args(["-machine", "pc", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .args(["-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"])
         .args(arguments)

@@ -73,7 +73,7 @@ impl Iso {
         for (name, value) in changes.as_object().into_iter().flatten() {
             config[name] = value.clone();
         }
-        lab.initrd_with(&lab.config(&config)?, MODULES, &initrd)?;
+        lab.initrd_with(&lab.config(&config)?, &[], MODULES, &initrd)?;
         let served = Served::at(&trial.dir.join("served"));
         let system = lab.system(Spec::generation(1))?;
         let boot = Bootable {

@@ -4,6 +4,7 @@ pub mod baseline;
 mod cut;
 mod disks;
 mod fallback;
+mod hostile;
 mod iso;
 mod kinds;
 mod memory;
@@ -102,6 +103,7 @@ pub fn all() -> Vec<Test> {
         fallback::ALL,
         disks::ALL,
         network::ALL,
+        hostile::ALL,
         memory::ALL,
         kinds::ALL,
         stage_2::ALL,
