@@ -141,6 +141,7 @@ rec {
   commandLineNames = [
     "system"
     "manifestSha256"
+    "resetFloor"
   ];
 
   # Agreed with the agent and not in docs/settings.md yet. Rendered only where set, because an agent that does not know them refuses them.

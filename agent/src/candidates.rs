@@ -3,7 +3,6 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use crate::decide::{Candidate, ImageState};
-use crate::digest::Digest;
 use crate::formats::authorised::{Authorised, Authority};
 use crate::formats::manifest::Kernel;
 use crate::select::{Target, Wanted};
@@ -51,6 +50,8 @@ pub struct Observed<'a> {
     pub spent: bool,
     /// Whether a system that it booted has found it good, at any time.
     pub blessed: bool,
+    /// Whether a reset of its channel's floor has withdrawn its release: it is the last of its kind.
+    pub withdrawn: bool,
 }
 
 /// Whether a generation that was tried so often has no tries left. None are counted where `allowed` is 0.
@@ -58,12 +59,14 @@ pub const fn is_spent(tries: u32, allowed: u32) -> bool {
     allowed > 0 && tries >= allowed
 }
 
-/// Candidates for the decision: those that hold what is wanted first; then by serial within the wanted channel; then the newest acceptance.
+/// Candidates for the decision: those that hold what is wanted first; of these, those that were not withdrawn; then by serial
+/// within the wanted channel; then the newest acceptance.
 pub fn candidates(observed: &[Observed<'_>], wanted: &Wanted, kernel: &RunningKernel) -> Vec<Candidate> {
     let mut order: Vec<&Observed<'_>> = observed.iter().collect();
     order.sort_by_key(|one| {
         std::cmp::Reverse((
             wanted.target.system_of(one.authorised).is_some(),
+            !one.withdrawn,
             serial_in(&wanted.target, one.authorised),
             one.sequence,
         ))
@@ -103,38 +106,6 @@ pub fn name_of(authorised: &Authorised) -> String {
     }
 }
 
-/// Why a verified answer is refused all the same: it is older than what was accepted, or expired. `known` are the generations of the cache, `now`
-/// is this machine's clock in seconds since 1970.
-///
-/// # Errors
-/// The reason.
-pub fn accept(answer: &Authorised, known: &[&Authorised], now: u64) -> Result<(), String> {
-    let Some(release) = answer.release() else { return Ok(()) };
-    let floor: Option<(u64, Digest)> = known
-        .iter()
-        .filter_map(|one| {
-            one.release()
-                .filter(|other| other.channel == release.channel)
-                .map(|other| (other.serial, one.digest()))
-        })
-        .max_by_key(|(serial, _)| *serial);
-    if let Some((floor, _)) = floor.filter(|(floor, _)| release.serial < *floor) {
-        return Err(format!(
-            "the server offers serial {} of channel {}, this machine has accepted {floor} already: an old answer, or an attack",
-            release.serial, release.channel
-        ));
-    }
-    match release.not_after {
-        Some(end) if now > end => Err(format!(
-            "the release of channel {} with serial {} expired {} s ago by this machine's clock ({now} s since 1970): publish anew, or set the clock",
-            release.channel,
-            release.serial,
-            now - end
-        )),
-        Some(_) | None => Ok(()),
-    }
-}
-
 /// Whether a new answer for a manifest that is known is to take the place of the old one.
 pub fn supersedes(new: &Authorised, old: &Authorised) -> bool {
     let unsigned = |known: &Authorised| *known.authority() == Authority::Unsigned;
@@ -152,11 +123,12 @@ pub fn supersedes(new: &Authorised, old: &Authorised) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::digest::Digest;
     use crate::formats::authorised::{Trust, authorise};
     use crate::formats::envelope::Envelope;
     use serde_json::json;
 
-    fn generation(name: &str, channel: &str, serial: u64, not_after: Option<u64>) -> Authorised {
+    fn generation(name: &str, channel: &str, serial: u64) -> Authorised {
         let manifest = json!({
             "version": 1,
             "systems": [{"name": "default", "toplevel": format!("/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-{name}"), "initKind": "prepare-root"}],
@@ -164,11 +136,8 @@ mod tests {
             "image": {"sha256": Digest::of(name.as_bytes()), "size": 4096, "chunkIndex": {"sha256": Digest::of(b"index"), "size": 60}},
         })
         .to_string();
-        let mut release =
+        let release =
             json!({"version": 1, "channel": channel, "serial": serial, "created": 1, "manifest": Digest::of(manifest.as_bytes())});
-        if let Some(end) = not_after {
-            release["notAfter"] = end.into();
-        }
         let trust = Trust {
             allow_unsigned: true,
             ..Trust::default()
@@ -217,9 +186,9 @@ mod tests {
     #[test]
     fn the_wanted_channel_comes_first_by_serial_then_the_newest() {
         let (a, b, c) = (
-            generation("a", "stable", 2, None),
-            generation("b", "stable", 7, None),
-            generation("c", "testing", 99, None),
+            generation("a", "stable", 2),
+            generation("b", "stable", 7),
+            generation("c", "testing", 99),
         );
         let observed: Vec<Observed<'_>> = [(&a, 3), (&b, 1), (&c, 9)]
             .map(|(authorised, sequence)| Observed {
@@ -230,6 +199,7 @@ mod tests {
                 failed: None,
                 spent: false,
                 blessed: false,
+                withdrawn: false,
             })
             .to_vec();
         let wanted = Wanted {
@@ -250,8 +220,44 @@ mod tests {
     }
 
     #[test]
+    fn what_a_reset_withdrew_comes_last_and_before_what_is_not_wanted() {
+        let (old, mistaken, new, other) = (
+            generation("a", "stable", 2),
+            generation("b", "stable", 9000),
+            generation("c", "stable", 3),
+            generation("d", "testing", 1),
+        );
+        let observed =
+            [(&old, 1, false), (&mistaken, 2, true), (&new, 3, false), (&other, 4, false)].map(|(authorised, sequence, withdrawn)| {
+                Observed {
+                    authorised,
+                    sequence,
+                    image: ImageState::Unchecked,
+                    unfit: None,
+                    failed: None,
+                    spent: false,
+                    blessed: false,
+                    withdrawn,
+                }
+            });
+        for (target, expected) in [
+            (Target::Channel("stable".parse().unwrap()), ["c", "a", "b", "d"]),
+            (Target::Anything, ["d", "c", "a", "b"]),
+        ] {
+            let wanted = Wanted {
+                target,
+                trust: Trust::default(),
+                only: None,
+            };
+            let found = candidates(&observed, &wanted, &kernel("6.6.1", None));
+            let names: Vec<&str> = found.iter().map(|one| &one.name[..1]).collect();
+            assert_eq!(names, expected, "{}", wanted.target);
+        }
+    }
+
+    #[test]
     fn where_others_follow_init_only_its_system_can_be_booted() {
-        let (a, b) = (generation("a", "stable", 2, None), generation("b", "stable", 7, None));
+        let (a, b) = (generation("a", "stable", 2), generation("b", "stable", 7));
         let observed: Vec<Observed<'_>> = [&a, &b]
             .map(|authorised| Observed {
                 authorised,
@@ -261,6 +267,7 @@ mod tests {
                 failed: None,
                 spent: false,
                 blessed: false,
+                withdrawn: false,
             })
             .to_vec();
         let system = a.manifest().default_system().unwrap().toplevel.clone();
@@ -282,23 +289,8 @@ mod tests {
 
     #[test]
     fn an_older_release_of_a_known_manifest_does_not_take_its_place() {
-        let (old, new) = (generation("a", "stable", 2, None), generation("a", "stable", 3, None));
+        let (old, new) = (generation("a", "stable", 2), generation("a", "stable", 3));
         assert!(supersedes(&new, &old) && supersedes(&new, &new) && !supersedes(&old, &new));
-        assert!(
-            supersedes(&generation("a", "testing", 1, None), &new),
-            "another channel counts by itself"
-        );
-    }
-
-    #[test]
-    fn an_answer_below_the_floor_or_past_its_end_is_refused_and_the_same_serial_is_not() {
-        let (old, new) = (generation("a", "stable", 2, None), generation("b", "stable", 3, None));
-        let other = generation("c", "testing", 9, None);
-        assert!(accept(&new, &[&old, &other], 0).is_ok());
-        assert!(accept(&new, &[&new], 0).is_ok());
-        assert!(accept(&old, &[&new], 0).unwrap_err().contains("accepted 3 already"));
-        let ends = generation("d", "stable", 4, Some(100));
-        assert!(accept(&ends, &[], 100).is_ok());
-        assert!(accept(&ends, &[], 101).unwrap_err().contains("clock"));
+        assert!(supersedes(&generation("a", "testing", 1), &new), "another channel counts by itself");
     }
 }

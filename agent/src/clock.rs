@@ -1,5 +1,5 @@
 //! Which time it is, as far as that can be known: machines without a battery begin in 1970, and a clock that is behind makes every certificate
-//! invalid. What is signed was signed after the time that it names, so the clock is never earlier than that.
+//! invalid. What is signed was signed after the time that it names, so the clock is never earlier than that ([`crate::floors`]).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,11 +25,11 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The machine's clock, not earlier than [`BUILT`] and the times in `signed`.
-    pub fn not_before(signed: impl Iterator<Item = u64>) -> Self {
+    /// The machine's clock, not earlier than [`BUILT`] and `floor`.
+    pub fn not_before(floor: u64) -> Self {
         Self {
-            floor: signed.fold(BUILT, u64::max),
-            machine: || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            floor: floor.max(BUILT),
+            machine,
         }
     }
 
@@ -41,8 +41,13 @@ impl Clock {
 
 impl Default for Clock {
     fn default() -> Self {
-        Self::not_before(std::iter::empty())
+        Self::not_before(BUILT)
     }
+}
+
+/// This machine's clock, in seconds since 1970.
+pub fn machine() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// A number, or 0 for what is none.
@@ -73,7 +78,8 @@ mod tests {
             assert_eq!(Clock { floor, machine }.now(), now);
         }
         assert!(Clock::default().floor >= RELEASED);
-        assert_eq!(Clock::not_before([5, u64::MAX, 7].into_iter()).floor, u64::MAX);
+        assert_eq!(Clock::not_before(u64::MAX).floor, u64::MAX);
+        assert_eq!(Clock::not_before(5).floor, BUILT);
     }
 
     #[test]

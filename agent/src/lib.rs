@@ -16,6 +16,7 @@ pub mod device;
 pub mod digest;
 pub mod failure;
 pub mod fetch;
+pub mod floors;
 pub mod foreign;
 pub mod formats;
 pub mod handover;

@@ -1,6 +1,6 @@
 //! The plan: what `boot` would do next and why, from what can be seen without doing anything. No executor is in scope here.
 //!
-//! It is pure but for one thing: it looks at the cache, through [`read_generations`], [`read_history`] and [`held`] alone, which open files for
+//! It is pure but for one thing: it looks at the cache, through [`read_generations`], [`read_history`], [`read_state`] and [`held`] alone, which open files for
 //! reading and change nothing. It may read, never write: [`crate::cache::Cache`], which locks and writes, has no place here.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -11,10 +11,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use crate::cache::state::read_state;
 use crate::cache::tries::read_history;
 use crate::cache::{Held, held, read_generations};
 use crate::candidates::{Observed, RunningKernel, candidates, is_spent};
 use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
+use crate::floors::Floors;
 use crate::mode::Mode;
 use crate::mount::entry::{MountEntry, MountKind, Need};
 use crate::mount::system::{RO_STORE, RW_STORE, STORE, TOPLEVEL_LINK};
@@ -101,6 +103,9 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
         None
     });
     let history = history.unwrap_or_default();
+    let (state, oddity) = cache.map(read_state).unwrap_or_default();
+    warnings.extend(oddity);
+    let floors = Floors::new(state, known.iter().map(|one| &one.authorised));
     let observed: Vec<Observed<'_>> = known
         .iter()
         .map(|one| Observed {
@@ -115,6 +120,7 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
             failed: None,
             spent: is_spent(history.tries(one.authorised.digest()), settings.policy.tries),
             blessed: history.is_blessed(one.authorised.digest()),
+            withdrawn: floors.is_withdrawn(&one.authorised),
         })
         .collect();
     let situation = Situation {

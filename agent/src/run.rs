@@ -52,7 +52,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             crate::boot::fail::fail(Path::new("/"), unit.as_deref())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Fetch => {
+        Command::Fetch { reset_floor } => {
             let teller = Teller::of_stderr();
             // Beside a line that is written over there is room for what is odd, not for each step.
             let level = if teller == Teller::Nobody {
@@ -61,7 +61,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 LevelFilter::Warn
             };
             crate::console::init_stderr(level);
-            print(&(fetch(Path::new("/"), teller)? + "\n"))
+            print(&(fetch(Path::new("/"), teller, reset_floor)? + "\n"))
         }
         Command::Bless => print(&(bless(Path::new("/"))? + "\n")),
         Command::CheckMount { path } => {

@@ -161,6 +161,17 @@ pub fn select(settings: &Settings, mode: Mode) -> Result<(Wanted, Vec<String>), 
         (None, None, Some(channel)) => Target::Channel(channel.parse().map_err(|error| malformed(&error))?),
         (None, None, None) => Target::Anything,
     };
+    if let Some(channel) = &settings.reset_floor {
+        oddities.push(match &target {
+            Target::Channel(followed) if followed == channel => format!(
+                "resetFloor: the next valid answer of channel {channel} is accepted, however old it is; take freshroot.reset-floor away once that was done"
+            ),
+            Target::System(_) | Target::Manifest(_) => {
+                format!("resetFloor names channel {channel}, and this boot is named exactly what to boot: nothing is reset by it")
+            }
+            Target::Channel(_) | Target::Anything => format!("resetFloor names channel {channel}, which is not followed: nothing is reset"),
+        });
+    }
     let trust = Trust {
         keys,
         pinned: settings.manifest_sha256,
@@ -229,6 +240,21 @@ mod tests {
             Target::System(system.parse().unwrap())
         );
         assert_eq!(refreshed(none, "").question(), None);
+    }
+
+    #[test]
+    fn a_reset_is_said_aloud_and_so_is_one_that_resets_nothing() {
+        let system = format!("freshroot.system={A}");
+        for (line, words) in [
+            ("", "answer of channel stable is accepted, however old"),
+            (system.as_str(), "nothing is reset by it"),
+            ("freshroot.channel=testing", "which is not followed"),
+        ] {
+            let file = br#"{"version": 1, "channel": "stable", "resetFloor": "stable"}"#;
+            let settings = Settings::from_sources(Some(("file", file)), line.as_bytes()).unwrap();
+            let (_, oddities) = select(&settings, Mode::Standalone).unwrap();
+            assert!(oddities.len() == 1 && oddities[0].contains(words), "{line}: {oddities:?}");
+        }
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Machine {
     }
 
     fn fetch(&self) -> Result<String, String> {
-        fetch(self.root.path(), Teller::Nobody).map_err(|error| format!("{error:#}"))
+        fetch(self.root.path(), Teller::Nobody, None).map_err(|error| format!("{error:#}"))
     }
 
     /// Manifests of the generations in the cache.
@@ -270,7 +270,7 @@ fn who_cannot_be_refreshed_says_so() {
 #[test]
 fn a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next() {
     if let Some(root) = std::env::var_os(ROOT) {
-        let outcome = fetch(Path::new(&root), Teller::Nobody);
+        let outcome = fetch(Path::new(&root), Teller::Nobody, None);
         panic!("the server stalls, and the child is killed before: {outcome:?}");
     }
     let files = served(&[World::new(2)]);

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use super::Stage;
 use super::deadline::{Deadline, NO_DEADLINE};
 use super::download::{Download, verify_cached};
-use super::generations::{Entry, Generations, seconds_now};
+use super::generations::{Entry, Generations};
 use super::medium::Medium;
 use super::online::{Online, patience};
 use super::ram;
@@ -16,6 +16,7 @@ use super::ticker::Teller;
 use crate::cache::room::make_room;
 use crate::cache::{Cache, Held, Known};
 use crate::candidates::{RunningKernel, name_of};
+use crate::clock::machine;
 use crate::decide::{Answer, Candidate, ImageState, Next, Situation, best, decide};
 use crate::digest::Digest;
 use crate::fetch::image::fetch_index;
@@ -68,7 +69,10 @@ impl<'a> Acquire<'a> {
         mut disk: Option<Cache>,
         report: &mut Report,
     ) -> Self {
-        let observed = disk.as_ref().map(|cache| Generations::observe(cache, &wanted.trust)).transpose();
+        let observed = disk
+            .as_ref()
+            .map(|cache| Generations::observe(cache, &wanted.trust, settings))
+            .transpose();
         let (generations, oddities) = observed
             .unwrap_or_else(|error| {
                 report.warn(format!(
@@ -77,11 +81,11 @@ impl<'a> Acquire<'a> {
                 disk = None;
                 None
             })
-            .unwrap_or_default();
+            .unwrap_or_else(|| (Generations::none(settings), Vec::new()));
         for sentence in oddities {
             report.warn(sentence);
         }
-        let online = Online::new(settings, generations.signed());
+        let online = Online::new(settings, generations.clock());
         Self {
             root,
             settings,
@@ -114,8 +118,9 @@ impl<'a> Acquire<'a> {
     /// Takes what is on a medium into account, as if a server had answered it.
     pub fn add_medium(&mut self, medium: Medium, report: &mut Report) {
         let learnt = medium.answer(self.wanted).map_err(|error| format!("{error:#}"));
-        if let Err(why) = learnt.and_then(|known| self.generations.add(known, self.wanted)) {
-            report.warn(format!("the medium has no valid answer: {why}"));
+        match learnt.and_then(|known| self.generations.add(known, self.wanted)) {
+            Ok(odd) => odd.into_iter().for_each(|sentence| report.warn(sentence)),
+            Err(why) => report.warn(format!("the medium has no valid answer: {why}")),
         }
         self.generations.look_at(&medium.images);
         self.medium = Some(medium);
@@ -198,7 +203,7 @@ impl<'a> Acquire<'a> {
         }
         // A generation that the next boot does not find there is not held against it either.
         match self.disk().filter(|cache| cache.has_generation(manifest)) {
-            Some(cache) => match cache.count_try(manifest, &report.boot_id, seconds_now()) {
+            Some(cache) => match cache.count_try(manifest, &report.boot_id, machine()) {
                 Ok(number) => log::info!("this is try {number} of {allowed} until «freshroot bless»"),
                 Err(error) => report.warn(format!("this boot is not counted as a try: {error:#}")),
             },
@@ -305,7 +310,10 @@ impl<'a> Acquire<'a> {
         if let Some(medium) = &self.medium {
             self.generations.look_at(&medium.images);
         }
-        answer
+        answer.map(|(digest, odd)| {
+            odd.into_iter().for_each(|sentence| report.warn(sentence));
+            digest
+        })
     }
 
     /// The image from whoever holds a good copy: a medium may have one where the cache's is damaged.
@@ -333,10 +341,10 @@ impl<'a> Acquire<'a> {
             return Ok(BootImage::Unverified(accept_by_size(file, image.size)?));
         }
         let verified = verify_cached(Teller::Consoles(self.root), self.deadline, cache, image)?;
-        // The generation may be missing beside an image that a power cut left behind. A disk that is full or failing is no reason against a
-        // good image.
+        // The generation may be missing beside an image that a power cut left behind, or be one that today's keys did not authorise. A disk that is full
+        // or failing is no reason against a good image.
         if cache.writable()
-            && !cache.has_generation(authorised.digest())
+            && !entry.kept
             && let Err(error) = cache.commit_generation(&entry.known.generation)
         {
             log::warn!("the generation is not kept, the image boots all the same: {error:#}");

@@ -46,13 +46,13 @@ pub struct Online<'a> {
 }
 
 impl<'a> Online<'a> {
-    /// Nothing is up yet. `signed` are times that trusted keys have signed: it is at least as late.
-    pub fn new(settings: &'a Settings, signed: impl Iterator<Item = u64>) -> Self {
+    /// Nothing is up yet. `clock` is what certificates are measured by.
+    pub fn new(settings: &'a Settings, clock: Clock) -> Self {
         Self {
             settings,
             deadline: &NO_DEADLINE,
             network: None,
-            client: Client::new(options(settings, Clock::not_before(signed))),
+            client: Client::new(options(settings, clock)),
             memory: Memory::default(),
         }
     }
@@ -122,9 +122,9 @@ impl<'a> Online<'a> {
     }
 }
 
-/// A client with what the settings say; `signed` are times that trusted keys have signed.
-pub fn client(settings: &Settings, signed: impl Iterator<Item = u64>) -> Client {
-    Client::new(options(settings, Clock::not_before(signed)))
+/// A client with what the settings say; `clock` is what certificates are measured by.
+pub fn client(settings: &Settings, clock: Clock) -> Client {
+    Client::new(options(settings, clock))
 }
 
 /// What the settings mean for the client.

@@ -65,12 +65,17 @@ mounted, and ends; it fails where nothing can be booted. Settings come from /etc
     },
     CommandHelp {
         name: "fetch",
-        arguments: "",
+        arguments: "[--reset-floor CHANNEL]",
         summary: "refresh the cache from the running system, for the boots to come",
-        options: &[],
+        options: &[(
+            "--reset-floor",
+            "CHANNEL",
+            "accept its newest release although a newer one was accepted before: after a mistaken serial or date",
+        )],
         text: "Asks the servers for the newest release of the channel, over the network of the running system, and fetches what is missing of its image. It is verified
 as at a boot. What runs and what was blessed last is never removed for it. A fetch that was interrupted is gone on with. Without a channel, what this boot
-has selected is completed. policy.mode is for boots: this asks in any case.
+has selected is completed. policy.mode is for boots: this asks in any case. After --reset-floor, what is cached of the channel with a higher serial or a later
+date still boots, as the last choice.
 
 Example:
   freshroot fetch && reboot",

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use lexopt::Arg::{Long, Short, Value};
 use lexopt::{Arg, Parser};
 
+use crate::formats::release::ChannelName;
 use crate::mode::{MODES, Mode};
 use crate::settings::nearest::nearest;
 pub use help::{COMMANDS, CommandHelp, help_text};
@@ -45,7 +46,10 @@ pub enum Command {
         json: bool,
     },
     /// Refresh the cache from the running system.
-    Fetch,
+    Fetch {
+        /// In place of the setting `resetFloor`.
+        reset_floor: Option<ChannelName>,
+    },
     /// Mark the running boot as good.
     Bless,
     /// Say whether a persistent mount is its disk.
@@ -113,7 +117,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
     };
     match name.to_str() {
         Some("boot") => boot(&mut parser),
-        Some("fetch") => bare(&mut parser, "fetch", Command::Fetch),
+        Some("fetch") => fetch(&mut parser),
         Some("bless") => bare(&mut parser, "bless", Command::Bless),
         Some("plan") => plan(&mut parser),
         Some("status") => status(&mut parser),
@@ -191,6 +195,22 @@ fn status(parser: &mut Parser) -> Result<Command, Usage> {
         }
     }
     Ok(Command::Status { root, json })
+}
+
+fn fetch(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("fetch");
+    let mut reset_floor = None;
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            Long("reset-floor") => {
+                let channel = value(parser, about)?.to_string_lossy().parse();
+                reset_floor = Some(channel.map_err(|error| Usage(format!("--reset-floor: {error}; {}", see(about))))?);
+            }
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
+        }
+    }
+    Ok(Command::Fetch { reset_floor })
 }
 
 /// A command without arguments.
@@ -356,7 +376,13 @@ mod tests {
                     json: true,
                 },
             ),
-            ("freshroot fetch", Command::Fetch),
+            ("freshroot fetch", Command::Fetch { reset_floor: None }),
+            (
+                "freshroot fetch --reset-floor stable",
+                Command::Fetch {
+                    reset_floor: "stable".parse().ok(),
+                },
+            ),
             ("freshroot bless", Command::Bless),
             ("freshroot fail", Command::Fail { unit: None }),
             (
@@ -399,6 +425,11 @@ mod tests {
             ("freshroot plan --json=1", ["--json", "freshroot help plan"]),
             ("freshroot check-mount", ["check-mount takes PATH", "freshroot help check-mount"]),
             ("freshroot check-mount /a /b", ["«/b»", ""]),
+            ("freshroot fetch --reset-flor x", ["--reset-flor", "is --reset-floor meant?"]),
+            (
+                "freshroot fetch --reset-floor a/b",
+                ["«a/b» is not a channel's name", "freshroot help fetch"],
+            ),
             ("freshroot boot now", ["boot does not take «now»", ""]),
             ("freshroot boot --mode sytemd", ["«sytemd» is no mode", "is systemd meant?"]),
             ("freshroot plan --mod systemd", ["plan does not take «--mod»", "is --mode meant?"]),

@@ -30,6 +30,12 @@ struct Signature {
     sig: String,
 }
 
+impl Signature {
+    fn is_by(&self, key: &PublicKey, message: &[u8]) -> bool {
+        STANDARD.decode(&self.sig).is_ok_and(|bytes| key.verify(message, &bytes))
+    }
+}
+
 /// DSSE's pre-authentication encoding: what is signed.
 fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let mut bytes = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
@@ -64,6 +70,40 @@ impl Envelope {
             keyid: name,
             sig: STANDARD.encode(key.sign(&message)),
         });
+        Ok(())
+    }
+
+    /// Adds the signatures that `earlier`, an envelope of the same release, has and this one has not, as far as there is room. They may be of a key that is
+    /// trusted only later; what does not fit is of no use to anybody.
+    pub fn keep_signatures(&mut self, earlier: &Self) {
+        if (&self.payload_type, &self.payload) != (&earlier.payload_type, &earlier.payload) {
+            return;
+        }
+        for signature in &earlier.signatures {
+            // A key's signature over the same bytes is always the same (RFC 8032, 5.1.6).
+            let there = self.signatures.iter().any(|other| other.sig == signature.sig);
+            if !there && self.signatures.len() < SIGNATURE_LIMIT {
+                self.signatures.push(signature.clone());
+            }
+        }
+    }
+
+    /// Whether a key has signed it, under whatever name.
+    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+        self.payload().is_ok_and(|payload| {
+            let message = pre_authentication_encoding(&self.payload_type, &payload);
+            self.signatures.iter().any(|signature| signature.is_by(key, &message))
+        })
+    }
+
+    /// Removes the signatures of a key, and those that bear its name.
+    ///
+    /// # Errors
+    /// If the payload is not what an envelope may hold.
+    pub fn drop_signatures_of(&mut self, key: &PublicKey) -> Result<(), Refusal> {
+        let message = pre_authentication_encoding(&self.payload_type, &self.payload()?);
+        self.signatures
+            .retain(|signature| signature.keyid != key.name() && !signature.is_by(key, &message));
         Ok(())
     }
 
@@ -176,6 +216,50 @@ mod tests {
             ..envelope
         };
         assert!(matches!(other.verify(&[key("a", 1).public()]), Err(Refusal::Malformed(_))));
+    }
+
+    #[test]
+    fn signatures_are_not_lost_to_another_copy_of_the_same_release() {
+        let signed = |payload: &[u8], keys: &[SecretKey]| {
+            let mut envelope = Envelope::unsigned(payload);
+            keys.iter().for_each(|key| envelope.sign(key).unwrap());
+            envelope
+        };
+        let earlier = signed(b"{}", &[key("old", 1), key("other", 3)]);
+        let merged = |mut copy: Envelope| {
+            copy.keep_signatures(&earlier);
+            (
+                [("old", 1), ("new", 2), ("other", 3)].map(|(name, seed)| copy.is_signed_by(&key(name, seed).public())),
+                copy.signatures.len(),
+            )
+        };
+        assert_eq!(merged(signed(b"{}", &[key("new", 2)])), ([true; 3], 3));
+        assert_eq!(merged(earlier.clone()), ([true, false, true], 2), "nothing stands there twice");
+        assert_eq!(
+            merged(signed(b"[]", &[key("new", 2)])),
+            ([false, true, false], 1),
+            "of another release"
+        );
+        // A name proves nothing, and what came last has its place for sure.
+        assert_eq!(merged(signed(b"{}", &[key("old", 9)])), ([true, false, true], 3));
+        let many: Vec<SecretKey> = (10..26).map(|seed| key(&format!("k{seed}"), seed)).collect();
+        assert_eq!(merged(signed(b"{}", &many)), ([false; 3], SIGNATURE_LIMIT));
+        let mut full = signed(b"{}", &many);
+        full.keep_signatures(&earlier);
+        assert!(full.verify(&[many[15].public()]).is_ok());
+    }
+
+    #[test]
+    fn a_keys_signatures_are_dropped_by_what_they_are_and_by_name() {
+        let mut envelope = Envelope::unsigned(b"{}");
+        for key in [key("a", 1), key("b", 2), key("c", 3)] {
+            envelope.sign(&key).unwrap();
+        }
+        envelope.signatures[1].keyid = "d".to_owned();
+        envelope.drop_signatures_of(&key("b", 2).public()).unwrap();
+        envelope.drop_signatures_of(&key("c", 9).public()).unwrap();
+        let names: Vec<&str> = envelope.signatures.iter().map(|signature| signature.keyid.as_str()).collect();
+        assert_eq!(names, ["a"]);
     }
 
     #[test]

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::release::ChannelName;
 use super::{Refusal, parse_version_1};
 
-/// Largest state that is read. What is written has less than half of it.
+/// Largest state that is read. What is written has less.
 pub const STATE_LIMIT: u64 = 64 << 10;
 /// A machine follows one channel, and another one after a change of its configuration.
 const CHANNELS: usize = 64;
+/// More releases than a cache holds generations.
+const WITHDRAWN: usize = 8;
 /// A machine has a few mirrors.
 const RATES: usize = 16;
 /// Longest `scheme://host:port`: a host name has 253 characters at most.
@@ -32,12 +34,30 @@ pub struct State {
     rates: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Channel {
     #[serde(default, skip_serializing_if = "is_zero")]
     serial: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     confirmed: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    withdrawn: Vec<Claim>,
+}
+
+/// What a release of a channel says of its age: no two have the same, unless they are signed within one second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Claim {
+    /// Its serial.
+    pub serial: u64,
+    /// When it was signed, as it says.
+    pub created: u64,
+}
+
+impl Claim {
+    /// Whether it claims to be newer than another one, in whichever respect.
+    pub const fn is_newer_than(&self, other: &Self) -> bool {
+        self.serial > other.serial || self.created > other.created
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +98,9 @@ impl State {
         if state.channels.len() > CHANNELS {
             return Err(malformed(&format!("holds more than {CHANNELS} channels")));
         }
+        if state.channels.values().any(|known| known.withdrawn.len() > WITHDRAWN) {
+            return Err(malformed(&format!("holds more than {WITHDRAWN} withdrawn releases of a channel")));
+        }
         if state.rates.len() > RATES || !state.rates.keys().all(|mirror| is_mirror(mirror)) {
             return Err(malformed(&format!("holds more than {RATES} rates, or one of no mirror")));
         }
@@ -106,6 +129,33 @@ impl State {
 
     /// A valid answer for a channel was accepted at `now`: «nothing changed» is one too. The serial never goes down.
     pub fn confirm(&mut self, channel: &ChannelName, serial: u64, now: u64) {
+        self.raise(channel, serial).confirmed = Some(now);
+    }
+
+    /// A release of a channel was accepted without being an answer about the channel: as it was named exactly.
+    pub fn see_serial(&mut self, channel: &ChannelName, serial: u64) {
+        self.raise(channel, serial);
+    }
+
+    /// A release is accepted in spite of what is known: the highest serial goes down to its. What else is known of the channel and claims to be newer
+    /// is withdrawn, the highest serials first where there is no room for all. No signed time is known after that.
+    pub fn reset(&mut self, channel: &ChannelName, accepted: Claim, known: impl IntoIterator<Item = Claim>) {
+        let entry = self.raise(channel, 0);
+        entry.serial = entry.serial.min(accepted.serial);
+        entry.withdrawn.extend(known);
+        entry.withdrawn.retain(|claim| claim.is_newer_than(&accepted));
+        entry.withdrawn.sort_unstable_by(|a, b| b.cmp(a));
+        entry.withdrawn.dedup();
+        entry.withdrawn.truncate(WITHDRAWN);
+        self.time = 0;
+    }
+
+    /// Whether a release of a channel was withdrawn.
+    pub fn is_withdrawn(&self, channel: &ChannelName, claim: Claim) -> bool {
+        self.channels.get(channel).is_some_and(|known| known.withdrawn.contains(&claim))
+    }
+
+    fn raise(&mut self, channel: &ChannelName, serial: u64) -> &mut Channel {
         if !self.channels.contains_key(channel) && self.channels.len() >= CHANNELS {
             // The one that was confirmed longest ago is followed by nobody any more.
             let oldest = self
@@ -117,7 +167,7 @@ impl State {
         }
         let known = self.channels.entry(channel.clone()).or_default();
         known.serial = known.serial.max(serial);
-        known.confirmed = Some(now);
+        known
     }
 
     /// The highest signed time that was seen, in seconds since 1970; 0 if none is known.
@@ -176,6 +226,37 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn claim(serial: u64, created: u64) -> Claim {
+        Claim { serial, created }
+    }
+
+    #[test]
+    fn a_reset_withdraws_what_claims_to_be_newer_and_nothing_else() {
+        let (stable, other) = (channel("stable"), channel("testing"));
+        let mut state = State::default();
+        state.confirm(&stable, 9000, 100);
+        state.confirm(&other, 5, 100);
+        state.see_time(70);
+        let known = [claim(9000, 70), claim(11, 900), claim(13, 40), claim(11, 50), claim(12, 60)];
+        state.reset(&stable, claim(12, 60), known);
+        assert_eq!((state.serial(&stable), state.serial(&other), state.time()), (12, 5, 0));
+        assert_eq!(state.confirmed(&stable), Some(100));
+        for (one, withdrawn) in known.into_iter().zip([true, true, true, false, false]) {
+            assert_eq!(state.is_withdrawn(&stable, one), withdrawn, "{one:?}");
+            assert!(!state.is_withdrawn(&other, one));
+        }
+        assert!(
+            !state.is_withdrawn(&stable, claim(9000, 71)),
+            "another release of that serial may come one day"
+        );
+        // The floor goes up from there, and a second reset can take one of them back.
+        state.confirm(&stable, 13, 200);
+        assert_eq!(state.serial(&stable), 13);
+        state.reset(&stable, claim(9000, 70), []);
+        assert!(!state.is_withdrawn(&stable, claim(9000, 70)) && state.is_withdrawn(&stable, claim(11, 900)));
+        assert_eq!(state.serial(&stable), 13, "it only goes down");
+    }
+
     #[test]
     fn what_is_written_is_read_back_and_what_is_empty_is_not_written() {
         assert_eq!(State::default().to_bytes().unwrap(), b"{\"version\":1}\n");
@@ -184,11 +265,15 @@ mod tests {
         state.see_time(1_799_999_000);
         state.add_received(20_833, 1_000_000);
         state.see_rate("https://images.example:443", 750_000);
+        state.see_serial(&channel("b"), 9);
+        state.reset(&channel("b"), claim(3, 5), [claim(9, 4)]);
+        state.see_time(1_799_999_000);
         let text = String::from_utf8(state.to_bytes().unwrap()).unwrap();
         assert_eq!(
             text,
             concat!(
-                r#"{"version":1,"channels":{"stable":{"serial":7,"confirmed":1800000000}},"time":1799999000,"#,
+                r#"{"version":1,"channels":{"b":{"serial":3,"withdrawn":[{"serial":9,"created":4}]},"#,
+                r#""stable":{"serial":7,"confirmed":1800000000}},"time":1799999000,"#,
                 r#""received":{"day":20833,"bytes":1000000},"rates":{"https://images.example:443":750000}}"#,
                 "\n"
             )
@@ -239,6 +324,13 @@ mod tests {
     }
 
     #[test]
+    fn what_was_accepted_by_its_name_raises_a_serial_and_confirms_nothing() {
+        let mut state = State::default();
+        state.see_serial(&channel("stable"), 4);
+        assert_eq!((state.serial(&channel("stable")), state.confirmed(&channel("stable"))), (4, None));
+    }
+
+    #[test]
     fn a_day_has_one_count() {
         let mut state = State::default();
         for (day, bytes, sum) in [(5, 10, 10), (5, 7, 17), (6, 1, 1), (5, 2, 2), (5, u64::MAX, u64::MAX)] {
@@ -255,12 +347,16 @@ mod tests {
         for number in 0..200 {
             state.confirm(&name(number), u64::MAX, u64::MAX - 200 + number);
             state.see_rate(&mirror(number), u64::MAX);
+            let many = (0..20).map(|number| claim(u64::MAX - number, u64::MAX));
+            state.reset(&name(number), claim(1, 1), many.chain([claim(2, 0)]));
+            state.confirm(&name(number), u64::MAX, u64::MAX - 200 + number);
+            assert!(state.is_withdrawn(&name(number), claim(u64::MAX, u64::MAX)));
         }
         assert_eq!((state.channels.len(), state.rates.len()), (CHANNELS, RATES));
         assert_eq!((state.serial(&name(199)), state.serial(&name(0))), (u64::MAX, 0));
         assert!(state.rate(&mirror(199)).is_some());
         let bytes = state.to_bytes().unwrap();
-        assert!((bytes.len() as u64) < STATE_LIMIT / 2, "{}", bytes.len());
+        assert!((bytes.len() as u64) < STATE_LIMIT, "{}", bytes.len());
         assert_eq!(State::parse(&bytes), Ok(state.clone()));
         for none in [
             "",

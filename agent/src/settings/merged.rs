@@ -267,6 +267,7 @@ mod tests {
         for name in [
             "trustedPublicKeys",
             "allowUnsigned",
+            "resetFloor",
             "http.caFile",
             "cache.device",
             "cache.fsType",

@@ -157,6 +157,7 @@ mod tests {
             ("manifestSha256", "ab".repeat(32)),
             ("trustedPublicKeys", own("a-1:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
             ("allowUnsigned", own("true")),
+            ("resetFloor", own("testing")),
             ("verify", own("size")),
             ("policy.mode", own("offline")),
             ("policy.wait", own("1s")),
@@ -234,7 +235,7 @@ mod tests {
     fn a_full_file_fills_the_fields_that_carry_its_names() {
         let file = format!(
             r#"{{"version": 1, "url": ["http://a/", "https://b"], "channel": "stable", "system": "/nix/store/{HASH}-a",
-            "manifestSha256": "{digest}", "allowUnsigned": true, "verify": "size", "http": {{"caFile": "/ca.pem", "pinnedPublicKeys": ["sha256//{pin}"], "clientCertFile": "/c.pem", "clientKeyFile": "/k.pem",
+            "manifestSha256": "{digest}", "allowUnsigned": true, "resetFloor": "testing", "verify": "size", "http": {{"caFile": "/ca.pem", "pinnedPublicKeys": ["sha256//{pin}"], "clientCertFile": "/c.pem", "clientKeyFile": "/k.pem",
             "credentialsFile": "/cr", "proxy": "http://user:word@proxy:3128", "noProxy": ["a.example", "10.0.0.0/8"]}},
             "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s", "minRate": "2K", "minRateWindow": "20s", "maxTime": "1h", "rateLimit": 1048576, "budget": "1G", "parallel": 2}},
             "cache": {{"device": "LABEL=a", "fsType": "xfs", "options": ["ro"], "path": "x", "wait": "5s", "keep": 7}},
@@ -251,6 +252,7 @@ mod tests {
         let s = from(&file, "").unwrap();
         let seconds = Duration::from_secs;
         assert_eq!(s.urls, ["http://a", "https://b"]);
+        assert_eq!(s.reset_floor.as_ref().map(ToString::to_string).as_deref(), Some("testing"));
         assert_eq!((s.policy.mode, s.verify), (PolicyMode::RequireFresh, Verify::Size));
         assert_eq!((s.policy.wait, s.policy.fetch_wait, s.policy.tries), (seconds(1), seconds(2), 4));
         assert_eq!((s.transfer.stall, s.transfer.connect), (seconds(3), seconds(4)));

@@ -14,6 +14,7 @@ use super::row::Row;
 use super::row::Separator::{Spaces, SpacesOrCommas};
 use super::validated::{FailureAction, NetworkBy, PolicyMode, Settings, Verify};
 use super::value::{cut, show_bytes, show_duration};
+use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
 use crate::store_path::StorePath;
 
@@ -106,6 +107,16 @@ pub static TABLE: &[Row] = &[
         guard: Listed,
         show: |s| s.allow_unsigned.to_string(),
         about: "Whether manifests may be used that nobody signed. Every boot says so aloud.",
+    },
+    Row {
+        name: "resetFloor",
+        kind: Text {
+            form: "1 to 64 letters, digits and `._-`",
+            put: |s, text| parse::<ChannelName>(text).map(|channel| s.reset_floor = Some(channel)),
+        },
+        guard: Listed,
+        show: |s| s.reset_floor.as_ref().map(ToString::to_string).unwrap_or_default(),
+        about: "A channel whose next valid answer is accepted although this machine has accepted a newer one before: see [decisions.md](decisions.md#how-old-an-answer-may-be). Remove it afterwards: as long as it stands there, old answers are accepted.",
     },
     Row {
         name: "verify",

@@ -11,6 +11,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::digest::Digest;
+use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
 
 use super::value::Size;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub trusted_public_keys: Vec<String>,
     /// Whether a manifest may be used that nothing authorises.
     pub allow_unsigned: bool,
+    /// The channel whose next answer is accepted although a newer one was accepted before.
+    pub reset_floor: Option<ChannelName>,
     /// When the server is asked, and for how long.
     pub policy: Policy,
     /// Limits of transfers.
@@ -338,6 +341,7 @@ impl Settings {
             manifest_sha256: None,
             trusted_public_keys: Vec::new(),
             allow_unsigned: false,
+            reset_floor: None,
             policy: Policy {
                 mode: PolicyMode::Wait,
                 wait: seconds(30),

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::own_report;
 use crate::boot::CACHE;
 use crate::boot::cache_disk::cache_folder;
-use crate::boot::generations::seconds_now;
 use crate::cache::{read_only, tries};
+use crate::clock;
 use crate::report::{Outcome, Source};
 use crate::settings::Settings;
 
@@ -32,7 +32,7 @@ pub fn bless(root: &Path) -> Result<String> {
     }
     let settings = Settings::read(root)?;
     let folder = mounted_cache(root, &settings)?;
-    let done = tries::bless(&folder, system.manifest, &report.boot_id, seconds_now())?;
+    let done = tries::bless(&folder, system.manifest, &report.boot_id, clock::machine())?;
     let name = match (&system.channel, system.serial) {
         (Some(channel), Some(serial)) => format!("{}, {channel} serial {serial}", system.toplevel.name()),
         (Some(_) | None, Some(_) | None) => system.toplevel.name().to_owned(),

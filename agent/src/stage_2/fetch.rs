@@ -21,6 +21,7 @@ use crate::digest::Digest;
 use crate::fetch::Source;
 use crate::fetch::image::fetch_index;
 use crate::fetch::retry::Memory;
+use crate::formats::release::ChannelName;
 use crate::mode::Mode;
 use crate::report::Report;
 use crate::select::{Wanted, select};
@@ -29,13 +30,22 @@ use crate::settings::Settings;
 /// A boot cannot be going on; another refresh takes longer than anybody wants to wait.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// Brings the newest generation of what is configured into the cache of the system below `root`. Says what was done, and what boots next.
+/// Brings the newest generation of what is configured into the cache of the system below `root`. Says what was done, and what boots next. `reset_floor`
+/// counts as the setting `resetFloor` does.
 ///
 /// # Errors
 /// If freshroot did not boot this system, its cache cannot be written or has no room, or no server gives a valid answer and the whole image. What was
 /// fetched stays, and is gone on with the next time.
-pub fn fetch(root: &Path, teller: Teller<'_>) -> Result<String> {
-    let settings = Settings::read(root)?;
+pub fn fetch(root: &Path, teller: Teller<'_>, reset_floor: Option<ChannelName>) -> Result<String> {
+    let mut settings = Settings::read(root)?;
+    if let Some(channel) = reset_floor {
+        ensure!(
+            settings.channel.as_deref() == Some(channel.as_str()),
+            "the channel that is followed here is {}, not {channel}: there is nothing to reset",
+            settings.channel.as_deref().unwrap_or("none")
+        );
+        settings.reset_floor = Some(channel);
+    }
     let (selected, oddities) = select(&settings, Mode::Standalone)?;
     for oddity in settings.warnings.iter().chain(&oddities) {
         log::info!("{oddity}");
@@ -48,7 +58,7 @@ pub fn fetch(root: &Path, teller: Teller<'_>) -> Result<String> {
     ensure!(wanted.question().is_some(), "nothing names what to fetch: configure a channel");
     let own = own_report(root)?;
     let cache = Cache::open(&mounted_cache(root, &settings)?, Instant::now() + LOCK_WAIT)?;
-    let (generations, oddities) = Generations::observe(&cache, &selected.trust)?;
+    let (generations, oddities) = Generations::observe(&cache, &selected.trust, &settings)?;
     for oddity in oddities {
         log::warn!("{oddity}");
     }
@@ -85,7 +95,7 @@ struct Refresh<'a> {
 impl Refresh<'_> {
     /// Asks, and fetches what is missing. `selected` is what this boot has selected.
     fn bring(&mut self, selected: &Wanted, wanted: &Wanted) -> Result<String> {
-        let client = client(self.settings, self.generations.signed());
+        let client = client(self.settings, self.generations.clock());
         let memory = Memory::default();
         let source = Source {
             client: &client,
@@ -94,10 +104,13 @@ impl Refresh<'_> {
         };
         log::info!("asking for {}", wanted.target);
         let deadline = Instant::now() + self.settings.policy.fetch_wait;
-        let newest = self
+        let (newest, odd) = self
             .generations
             .ask(&source, wanted, deadline, Some(&self.cache))
             .map_err(|why| anyhow::anyhow!("no valid answer: {why}"))?;
+        if let Some(sentence) = odd {
+            log::warn!("{sentence}");
+        }
         let did = if self.is_complete(newest)? {
             "is cached already, nothing to do".to_owned()
         } else {
@@ -106,18 +119,19 @@ impl Refresh<'_> {
         };
         let name = name_of(&self.generations.get(newest)?.known.authorised);
         // As the next boot finds it.
-        let (generations, _) = Generations::observe(&self.cache, &selected.trust)?;
+        let (generations, _) = Generations::observe(&self.cache, &selected.trust, self.settings)?;
         let candidates = generations.candidates(selected, &self.kernel, self.settings.policy.tries);
         Ok(format!("{name} {did}; {}", next_words(&candidates, newest, selected)))
     }
 
-    /// Whether generation and image are there. An image whose generation is missing was left by a power cut: it is verified, and needs no fetching.
+    /// Whether generation and image are there. An image whose generation is missing was left by a power cut, one whose generation is not authorised by
+    /// an earlier key: it is verified, and needs no fetching.
     fn is_complete(&self, manifest: Digest) -> Result<bool> {
         let entry = self.generations.get(manifest)?;
         if entry.image != ImageState::Unchecked {
             return Ok(false);
         }
-        if self.cache.has_generation(manifest) {
+        if entry.kept {
             return Ok(true);
         }
         match verify_cached(

@@ -98,7 +98,7 @@ pub(super) fn trust(sink: &mut Sink<'_>) -> Result<()> {
     let blessing = json!({"version": 1, "sequence": 3, "bootId": "6f1c2d6e-6f5b-4e0e-9a43-3f0b8c1f6a52", "blessed": 1_700_000_002_u64});
     sink.put("generation", "blessing", blessing.to_string())?;
     let state = json!({
-        "version": 1, "channels": {"stable": {"serial": 7, "confirmed": 1_800_000_000_u64}, "testing": {"serial": 12}},
+        "version": 1, "channels": {"stable": {"serial": 7, "confirmed": 1_800_000_000_u64}, "testing": {"serial": 12, "withdrawn": [{"serial": 9000, "created": 1_799_000_000_u64}]}},
         "time": 1_799_999_000_u64, "received": {"day": 20_833, "bytes": 1_000_000}, "rates": {"https://images.example:443": 750_000},
     });
     sink.put("state", "full", state.to_string())?;

@@ -73,6 +73,7 @@ fn nothing_weaker(configured: &Settings, merged: &Settings) {
     let listed = |name| configured.command_line_may.contains(&name);
     assert!(listed("trustedPublicKeys") || merged.trusted_public_keys == configured.trusted_public_keys);
     assert!(listed("allowUnsigned") || merged.allow_unsigned == configured.allow_unsigned);
+    assert!(listed("resetFloor") || merged.reset_floor == configured.reset_floor);
     assert!(listed("http.caFile") || merged.http.ca_file == configured.http.ca_file);
     assert!(listed("verify") || merged.verify == configured.verify || merged.verify == Verify::Full);
     assert!(listed("manifestSha256") || configured.manifest_sha256.is_none() || merged.manifest_sha256 == configured.manifest_sha256);

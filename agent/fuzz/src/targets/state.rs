@@ -1,6 +1,6 @@
 //! The state of a cache disk: bounded, read back, and never lower than it was.
 
-use freshroot::formats::state::{STATE_LIMIT, State};
+use freshroot::formats::state::{Claim, STATE_LIMIT, State};
 use serde_json::Value;
 
 use crate::Target;
@@ -40,5 +40,14 @@ fn state(input: &[u8]) {
     state.see_rate("https://images.example:443", 1);
     assert_eq!((state.serial(&stable), state.time()), (serial.max(3), time.max(5)));
     assert_eq!((state.confirmed(&stable), state.received_on(9)), (Some(7), u64::MAX));
-    assert_eq!(State::parse(&state.to_bytes().unwrap()), Ok(state));
+    assert_eq!(State::parse(&state.to_bytes().unwrap()), Ok(state.clone()));
+    // After a reset the serial has gone down at the most, and what claims to be newer is withdrawn, and nothing else.
+    let claim = |serial, created| Claim { serial, created };
+    state.reset(&stable, claim(2, 2), [claim(u64::MAX, u64::MAX), claim(1, 2)]);
+    assert_eq!((state.serial(&stable), state.time()), (2, 0));
+    assert!(state.is_withdrawn(&stable, claim(u64::MAX, u64::MAX)));
+    assert!(![claim(2, 2), claim(1, 2)].iter().any(|old| state.is_withdrawn(&stable, *old)));
+    let written = state.to_bytes().unwrap();
+    assert!((written.len() as u64) < STATE_LIMIT);
+    assert_eq!(State::parse(&written), Ok(state));
 }
