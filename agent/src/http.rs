@@ -18,7 +18,7 @@ use std::time::Duration;
 use ureq::config::RedirectAuthHeaders;
 
 use crate::formats::answer::looks_like_html;
-use connect::{Connect, Resolve};
+use connect::{Connect, Resolve, in_one_go};
 use credentials::Authorization;
 pub use error::{HttpError, cut, page_instead, without_credentials};
 use error::{classify, refused};
@@ -132,7 +132,7 @@ pub struct Body {
 impl Read for Body {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let allowed = self.meter.allowance(buffer.len()).map_err(io::Error::other)?;
-        let length = self.reader.read(&mut buffer[..allowed])?;
+        let length = in_one_go(|| self.reader.read(&mut buffer[..allowed]))?;
         self.meter.count(length);
         Ok(length)
     }
@@ -219,7 +219,7 @@ impl Client {
         if let Some(etag) = request.unless {
             builder = builder.header("If-None-Match", etag);
         }
-        let response = builder.call().map_err(|error| classify(&shown, &error, &self.tls))?;
+        let response = in_one_go(|| builder.call()).map_err(|error| classify(&shown, &error, &self.tls))?;
         let status = response.status().as_u16();
         let text = |name: &str| {
             response

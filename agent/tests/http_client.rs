@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod bench;
     pub mod proxy;
+    pub mod record;
     pub mod secure;
     pub mod server;
+    #[allow(dead_code, reason = "shared with other tests")]
+    pub mod world;
 }
 
 use std::fs;
@@ -24,6 +28,7 @@ use freshroot::formats::answer::Question;
 use freshroot::formats::authorised::Trust;
 use freshroot::http::proxy::{Exception, Proxy as Route, Routes};
 use freshroot::http::{Client, HttpError, Limits, Options, Request, TlsOptions};
+use support::bench::{Bench, honest};
 use support::proxy::{Manner, Proxy};
 use support::secure::{Secure, tls_file};
 use support::server::{Ask, Reply, Server};
@@ -529,17 +534,21 @@ fn row_17_an_ipv6_address_that_nobody_answers_at_costs_less_than_a_second() {
     }
     let addresses: Vec<_> = "images.test:80".to_socket_addrs().unwrap().collect();
     assert!(addresses[0].is_ipv6() && addresses.len() == 2, "IPv6 comes first: {addresses:?}");
-    let server = Server::new(hello);
-    let client = Client::new(Options::new(Limits {
+    let limits = Limits {
         connect: Duration::from_secs(2),
         stall: Duration::from_secs(2),
-    }));
+    };
+    let bench = Bench::by(vec![honest()], Options::new(limits));
+    let mirrors = vec![bench.mirrors[0].replace("127.0.0.1", "images.test")];
+    let bench = Bench { mirrors, ..bench };
     let started = Instant::now();
-    assert_eq!(get(&client, &server.url().replace("127.0.0.1", "images.test")).unwrap(), b"hello");
+    bench.fetch().unwrap();
+    bench.assert_committed();
+    let client = &bench.client;
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     // It is the black hole that it is taken for.
     let started = Instant::now();
-    let told = get(&client, "http://[2001:db8::2]:80/").unwrap_err().to_string();
+    let told = get(client, "http://[2001:db8::2]:80/").unwrap_err().to_string();
     assert!(told.contains("[2001:db8::2]:80 does not answer"), "{told}");
     assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
 }

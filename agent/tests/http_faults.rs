@@ -3,6 +3,7 @@
 
 mod support {
     pub mod bench;
+    pub mod record;
     pub mod secure;
     pub mod server;
     pub mod strace;
@@ -17,7 +18,7 @@ use freshroot::cache::part::Part;
 use freshroot::digest::Digest;
 use freshroot::fetch::Progress;
 use freshroot::fetch::answer::{Asked, Earlier, ask};
-use freshroot::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
+use freshroot::fetch::image::{FetchError, Patience, fetch_image};
 use freshroot::formats::answer::{Answer, Question};
 use freshroot::formats::authorised::{Authorised, Trust};
 use freshroot::formats::envelope::Envelope;
@@ -25,10 +26,11 @@ use freshroot::formats::key::SecretKey;
 use freshroot::http::{Client, HttpError, Limits, Options, Request, TlsOptions};
 use freshroot::verify::verify_image;
 use support::bench::{Bench, LIMITS, PATIENT, SLOWEST, STALL, files, from, honest, honestly, image_path, index_path};
+use support::record::each;
 use support::secure::{Secure, tls_file};
 use support::server::{Ask, Framing, Reply, Server, Then};
 use support::strace::{Ended, FOLDER, run};
-use support::world::{CHUNK, SIZE, World, kept, present, release, trust};
+use support::world::{CHUNK, SIZE, World, present, release, trust};
 
 /// A captive portal's page.
 const PORTAL: &[u8] = b"\r\n<!DOCTYPE html><html><title>Log in</title></html>";
@@ -38,21 +40,17 @@ const CUTS: &[usize] = &[0, 1, SIZE / 100, SIZE / 2, 4 * CHUNK, SIZE * 99 / 100,
 
 fn row_05(then: Then) {
     // Each is a download of its own; the pauses between the tries go on side by side.
-    std::thread::scope(|scope| {
-        for &cut in CUTS {
-            scope.spawn(move || {
-                let bench = Bench::new(move |ask, reply| if ask.nth == 0 { reply.cut(cut, then) } else { reply });
-                bench.fetch().unwrap();
-                bench.assert_committed();
-                let again = (cut / CHUNK > 0).then(|| from(cut / CHUNK)).flatten();
-                assert_eq!(bench.ranges(), [None, again], "cut after {cut} bytes");
-                assert!(
-                    bench.received() < SIZE + CHUNK,
-                    "more than a chunk was fetched twice: cut after {cut} bytes"
-                );
-                assert_eq!(bench.servers[0].sent(), cut + SIZE - cut / CHUNK * CHUNK, "cut after {cut} bytes");
-            });
-        }
+    each(CUTS.iter().map(|cut| (format!("after {cut} bytes"), *cut)), |_, cut| {
+        let bench = Bench::new(move |ask, reply| if ask.nth == 0 { reply.cut(cut, then) } else { reply });
+        bench.fetch().unwrap();
+        bench.assert_committed();
+        let again = (cut / CHUNK > 0).then(|| from(cut / CHUNK)).flatten();
+        assert_eq!(bench.ranges(), [None, again], "cut after {cut} bytes");
+        assert!(
+            bench.received() < SIZE + CHUNK,
+            "more than a chunk was fetched twice: cut after {cut} bytes"
+        );
+        assert_eq!(bench.servers[0].sent(), cut + SIZE - cut / CHUNK * CHUNK, "cut after {cut} bytes");
     });
 }
 
@@ -156,22 +154,18 @@ fn row_07_a_partial_answer_that_is_not_the_part_asked_for_is_refused_and_the_who
         ("end before start", vec![format!("bytes {last}-{first}/{SIZE}")]),
         ("huge", vec![format!("bytes {first}-99999999999999999999999/{SIZE}")]),
     ];
-    std::thread::scope(|scope| {
-        for (why, headers) in cases {
-            scope.spawn(move || {
-                let bench = Bench::new(move |ask, mut reply| {
-                    if ask.range().is_some() {
-                        reply.headers = headers.iter().map(|value| ("Content-Range".to_owned(), value.clone())).collect();
-                    }
-                    reply
-                })
-                .begun(&[0, 1, 2]);
-                bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
-                bench.assert_committed();
-                assert_eq!(bench.ranges(), [from(3), None], "{why}");
-                assert_eq!(bench.received(), SIZE, "{why}: nothing of the refused body was read");
-            });
-        }
+    each(cases, |why, headers| {
+        let bench = Bench::new(move |ask, mut reply| {
+            if ask.range().is_some() {
+                reply.headers = headers.iter().map(|value| ("Content-Range".to_owned(), value.clone())).collect();
+            }
+            reply
+        })
+        .begun(&[0, 1, 2]);
+        bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
+        bench.assert_committed();
+        assert_eq!(bench.ranges(), [from(3), None], "{why}");
+        assert_eq!(bench.received(), SIZE, "{why}: nothing of the refused body was read");
     });
 }
 
@@ -239,18 +233,14 @@ fn row_09_a_length_that_is_not_the_images_is_refused_before_the_body() {
         ("garbage", vec!["many".to_owned()]),
         ("signed", vec![format!("+{SIZE}")]),
     ];
-    std::thread::scope(|scope| {
-        for (why, lengths) in cases {
-            scope.spawn(move || {
-                let bench = Bench::new(move |_, reply| reply.framing(Framing::Claims(lengths.clone())));
-                let Err(FetchError::Network(what)) = bench.fetch() else {
-                    panic!("{why}: it is taken")
-                };
-                bench.assert_unchanged();
-                assert_eq!(present(&bench.cache, &bench.new), 0, "{why}: {what}");
-                assert!(bench.received() <= 64, "{why}: enough to tell a page from an image, no more");
-            });
-        }
+    each(cases, |why, lengths| {
+        let bench = Bench::new(move |_, reply| reply.framing(Framing::Claims(lengths.clone())));
+        let Err(FetchError::Network(what)) = bench.fetch() else {
+            panic!("{why}: it is taken")
+        };
+        bench.assert_unchanged();
+        assert_eq!(present(&bench.cache, &bench.new), 0, "{why}: {what}");
+        assert!(bench.received() <= 64, "{why}: enough to tell a page from an image, no more");
     });
 }
 
@@ -286,7 +276,7 @@ fn row_10_identity_is_asked_for_and_what_is_encoded_all_the_same_is_refused() {
     let bench = Bench::new(|_, reply| reply.header("Content-Encoding", "gzip"));
     bench.assert_fails("encoded (gzip)", 0);
     assert!(bench.ask().unwrap_err().contains("encoded (gzip)"));
-    let error = fetch_index(&bench.source(), &bench.new.image, bench.patience).unwrap_err();
+    let error = bench.fetch_index().unwrap_err();
     assert!(error.to_string().contains("encoded (gzip)"), "{error}");
     assert_eq!((bench.servers[0].requests(), bench.received()), (3, 0));
     for served in bench.servers[0].served() {
@@ -300,6 +290,15 @@ type Fault = fn(Reply) -> Reply;
 fn slow() -> Vec<(&'static str, Fault)> {
     vec![
         ("no head", |_| Reply::none(Then::Stall)),
+        ("half a head", |reply| Reply {
+            head: Some(b"HTTP/1.1 200 OK\r\nContent-Len".to_vec()),
+            ..reply.cut(0, Then::Stall)
+        }),
+        ("a head byte by byte", |reply| Reply {
+            pace: Some(Duration::from_millis(20)),
+            slow_head: true,
+            ..reply
+        }),
         ("no body", |reply| reply.cut(0, Then::Stall)),
         ("half a body", |reply| {
             let half = reply.body.len() / 2;
@@ -314,41 +313,33 @@ fn slow() -> Vec<(&'static str, Fault)> {
 
 #[test]
 fn row_11_a_server_that_holds_the_client_up_is_left_within_the_limit() {
-    std::thread::scope(|scope| {
-        for (why, fault) in slow() {
-            scope.spawn(move || {
-                let bench = Bench::new(move |_, reply| fault(reply));
-                let started = Instant::now();
-                assert!(matches!(bench.fetch(), Err(FetchError::Network(_))), "{why}");
-                // Each half of what is left counts as progress: the clock begins again after it.
-                assert!(started.elapsed() < 4 * PATIENT, "{why}: {:?}", started.elapsed());
-                bench.assert_unchanged();
-                let started = Instant::now();
-                bench.ask().unwrap_err();
-                assert!(started.elapsed() < 2 * PATIENT, "{why}: {:?}", started.elapsed());
-                assert!(fetch_index(&bench.source(), &bench.new.image, bench.patience).is_err(), "{why}");
-                bench.assert_unchanged();
-            });
-        }
+    each(slow(), |why, fault| {
+        let bench = Bench::new(move |_, reply| fault(reply));
+        let started = Instant::now();
+        assert!(matches!(bench.fetch(), Err(FetchError::Network(_))), "{why}");
+        // Each half of what is left counts as progress: the clock begins again after it.
+        assert!(started.elapsed() < 4 * PATIENT, "{why}: {:?}", started.elapsed());
+        bench.assert_unchanged();
+        let started = Instant::now();
+        bench.ask().unwrap_err();
+        assert!(started.elapsed() < 2 * PATIENT, "{why}: {:?}", started.elapsed());
+        assert!(bench.fetch_index().is_err(), "{why}");
+        bench.assert_unchanged();
     });
 }
 
 #[test]
 fn row_11_the_next_mirror_is_asked_when_one_holds_the_client_up() {
-    std::thread::scope(|scope| {
-        for (why, fault) in slow() {
-            scope.spawn(move || {
-                let bench = Bench::with(vec![Server::new(honestly(move |_, reply| fault(reply))), honest()]);
-                bench.ask().unwrap_or_else(|error| panic!("{why}: {error}"));
-                fetch_index(&bench.source(), &bench.new.image, bench.patience).unwrap_or_else(|error| panic!("{why}: {error}"));
-                bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
-                bench.assert_committed();
-                assert!(
-                    bench.received() <= SIZE + SIZE / 4,
-                    "{why}: what came from the first mirror is not fetched again"
-                );
-            });
-        }
+    each(slow(), |why, fault| {
+        let bench = Bench::with(vec![Server::new(honestly(move |_, reply| fault(reply))), honest()]);
+        bench.ask().unwrap_or_else(|error| panic!("{why}: {error}"));
+        bench.fetch_index().unwrap_or_else(|error| panic!("{why}: {error}"));
+        bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
+        bench.assert_committed();
+        assert!(
+            bench.received() <= SIZE + SIZE / 4,
+            "{why}: what came from the first mirror is not fetched again"
+        );
     });
 }
 
@@ -396,7 +387,7 @@ fn row_13_a_body_without_an_end_is_read_up_to_the_signed_size() {
         assert!(bench.ask().unwrap_err().contains("longer than"));
         let answer = bench.received();
         assert!(answer <= (1 << 20) + 1, "{answer}");
-        let error = fetch_index(&bench.source(), &bench.new.image, bench.patience).unwrap_err();
+        let error = bench.fetch_index().unwrap_err();
         assert!(error.to_string().contains("longer than"), "{error}");
         assert!(bench.received() - answer <= bench.new.image.chunk_index.size as usize + 1);
         bench.assert_unchanged();
@@ -424,36 +415,30 @@ fn row_14_a_captive_portal_is_named_as_such_with_any_framing_and_by_way_of_a_red
         ("until it closes", Framing::Close, false),
         ("behind a redirect", Framing::Length, true),
     ];
-    std::thread::scope(|scope| {
-        for (why, framing, redirect) in cases {
-            scope.spawn(move || {
-                let bench = Bench::new(move |ask, _| {
-                    if redirect && ask.path != "/login" {
-                        return Reply::new(302, b"").header("Location", "/login");
-                    }
-                    Reply::new(200, PORTAL).header("Content-Type", "text/html").framing(framing.clone())
-                });
-                for begun in [false, true] {
-                    if begun {
-                        bench.new.begin(&bench.cache, &[0, 1]);
-                    }
-                    match bench.fetch() {
-                        Err(FetchError::Network(what)) => assert!(what.contains("captive portal"), "{why}, {begun}: {what}"),
-                        other => panic!("{why}: {other:?}"),
-                    }
-                    bench.assert_unchanged();
-                }
-                let images = if redirect { 4 } else { 2 };
-                assert_eq!(bench.servers[0].requests(), images, "{why}: it is not asked again");
-                assert_eq!(present(&bench.cache, &bench.new), 2, "{why}");
-                let what = bench.ask().unwrap_err();
-                assert!(what.contains("captive portal"), "{why}: {what}");
-                let what = fetch_index(&bench.source(), &bench.new.image, bench.patience)
-                    .unwrap_err()
-                    .to_string();
-                assert!(what.contains("captive portal"), "{why}: {what}");
-            });
+    each(cases.into_iter().map(|(why, a, b)| (why, (a, b))), |why, (framing, redirect)| {
+        let bench = Bench::new(move |ask, _| {
+            if redirect && ask.path != "/login" {
+                return Reply::new(302, b"").header("Location", "/login");
+            }
+            Reply::new(200, PORTAL).header("Content-Type", "text/html").framing(framing.clone())
+        });
+        for begun in [false, true] {
+            if begun {
+                bench.new.begin(&bench.cache, &[0, 1]);
+            }
+            match bench.fetch() {
+                Err(FetchError::Network(what)) => assert!(what.contains("captive portal"), "{why}, {begun}: {what}"),
+                other => panic!("{why}: {other:?}"),
+            }
+            bench.assert_unchanged();
         }
+        let images = if redirect { 4 } else { 2 };
+        assert_eq!(bench.servers[0].requests(), images, "{why}: it is not asked again");
+        assert_eq!(present(&bench.cache, &bench.new), 2, "{why}");
+        let what = bench.ask().unwrap_err();
+        assert!(what.contains("captive portal"), "{why}: {what}");
+        let what = bench.fetch_index().unwrap_err().to_string();
+        assert!(what.contains("captive portal"), "{why}: {what}");
     });
 }
 
@@ -516,26 +501,20 @@ fn row_15_a_redirect_from_https_to_plain_http_is_refused_by_name() {
     let plain = honest();
     let place = format!("{}/channels/stable.json", plain.url());
     let secure = Secure::new(None, move |_| Reply::new(302, b"").header("Location", &place));
-    let client = Client::new(Options {
+    let options = Options {
         tls: TlsOptions {
             ca_file: Some(tls_file("authority.pem")),
             ..TlsOptions::default()
         },
         ..Options::new(LIMITS)
-    });
-    let url = format!("{}/channels/stable.json", secure.url());
-    let error = client
-        .get(&Request {
-            url: &url,
-            ..Request::default()
-        })
-        .err()
-        .unwrap();
-    assert!(
-        matches!(&error, HttpError::Fatal(what) if what.contains("from https to plain http")),
-        "{error:?}"
-    );
-    assert_eq!((secure.asked().len(), plain.requests()), (1, 0), "nothing is said in plain text");
+    };
+    let bench = Bench {
+        mirrors: vec![secure.url()],
+        ..Bench::by(vec![], options)
+    };
+    bench.assert_fails("from https to plain http", 0);
+    assert!(bench.ask().unwrap_err().contains("from https to plain http"));
+    assert_eq!((secure.asked().len(), plain.requests()), (2, 0), "nothing is said in plain text");
 }
 
 #[test]
@@ -550,7 +529,9 @@ fn row_15_a_plain_server_that_redirects_to_https_is_an_error_and_no_panic() {
         total: Some(STALL),
         ..Request::default()
     };
-    assert!(matches!(bench.client.get_bytes(&request, 100), Err(HttpError::Retryable(..))));
+    let refused = bench.client.get_bytes(&request, 100).unwrap_err();
+    bench.witness.saw("", Err(&refused));
+    assert!(matches!(refused, HttpError::Retryable(..)));
 }
 
 #[test]
@@ -760,7 +741,7 @@ fn row_20_an_older_serial_and_an_expired_release_are_refused_with_the_reason_and
 fn row_20_an_index_that_the_manifest_does_not_name_is_refused_and_the_next_mirror_is_asked() {
     let other = World::new(3).index.to_bytes();
     let bench = Bench::with(vec![Server::new(move |_| Reply::new(200, &other)), honest()]);
-    let (index, bytes) = fetch_index(&bench.source(), &bench.new.image, bench.patience).unwrap();
+    let (index, bytes) = bench.fetch_index().unwrap();
     assert_eq!((index == bench.new.index, bytes == bench.new.index.to_bytes()), (true, true));
     assert_eq!((bench.servers[0].requests(), bench.servers[1].requests()), (1, 1));
 }
@@ -787,6 +768,8 @@ fn row_20_a_whole_that_its_chunks_contradict_is_never_handed_out() {
         bench.patience,
         &Progress::new(SIZE as u64),
     );
+    bench.witness.watch(&bench.client);
+    bench.witness.saw("", Err(fetched.as_ref().unwrap_err()));
     assert!(matches!(fetched, Err(FetchError::Contradiction(_))), "{fetched:?}");
     part.discard().unwrap();
     bench.assert_unchanged();
@@ -794,7 +777,7 @@ fn row_20_a_whole_that_its_chunks_contradict_is_never_handed_out() {
 
 #[test]
 fn row_21_a_corrupt_image_costs_its_bad_chunks_and_no_more() {
-    let bench = Bench::new(|_, reply| reply);
+    let mut bench = Bench::new(|_, reply| reply);
     let mut bytes = bench.new.bytes.clone();
     for at in [0, 4 * CHUNK + 5, SIZE - 1] {
         bytes[at] ^= 1;
@@ -805,6 +788,7 @@ fn row_21_a_corrupt_image_costs_its_bad_chunks_and_no_more() {
     assert_eq!(damage.chunks, [0, 4, 8]);
     Part::from_corrupt(&bench.cache, &bench.new.image, &bench.new.index, &damage.chunks).unwrap();
     bench.assert_unchanged();
+    bench.witness.begin();
     bench.fetch().unwrap();
     bench.assert_committed();
     assert_eq!(bench.received(), 2 * CHUNK + 1234);
@@ -830,7 +814,7 @@ fn row_22_what_is_corrupt_foreign_or_newer_in_the_cache_counts_as_absent_and_is_
     // A generation of another one's name.
     let text = serde_json::to_vec(&bench.new.generation(9)).unwrap();
     fs::write(bench.cache.folder().join(format!("generations/{}.json", Digest::of(b"name"))), text).unwrap();
-    bench.before = kept(bench.cache.folder());
+    bench.witness.begin();
     let (known, left_out) = bench.cache.generations(&trust()).unwrap();
     assert_eq!((known.len(), left_out.len()), (1, 4), "{left_out:?}");
     bench.assert_unchanged();
@@ -845,7 +829,7 @@ fn row_22_what_is_corrupt_foreign_or_newer_in_the_cache_counts_as_absent_and_is_
     let mut newer = fs::read(&map).unwrap();
     newer[8] = 2;
     fs::write(&map, newer).unwrap();
-    bench.before = kept(bench.cache.folder());
+    bench.witness.begin();
     bench.fetch().unwrap();
     bench.assert_committed();
     assert_eq!(bench.received(), SIZE);

@@ -2,117 +2,35 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod machine;
+    pub mod record;
     pub mod server;
     #[allow(dead_code, reason = "shared with the tests of transfers")]
     pub mod world;
 }
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use freshroot::boot::cache_disk::open_cache;
 use freshroot::boot::ticker::Teller;
+use freshroot::cache::Cache;
 use freshroot::cache::tries::bless;
-use freshroot::cache::{Cache, atomic};
-use freshroot::digest::Digest;
-use freshroot::formats::answer::Answer;
 use freshroot::formats::envelope::Envelope;
 use freshroot::formats::key::SecretKey;
-use freshroot::formats::manifest::InitKind;
-use freshroot::report::{self, ChosenSystem, Outcome, Report, Source};
 use freshroot::stage_2::fetch::fetch;
+use freshroot::verify::verify_image;
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use support::machine::{BOOT_ID, Machine, digest, honest, served};
+use support::record::Witness;
 use support::server::{Ask, Reply, Server, Then};
 use support::world::{CHUNK, SIZE, World, kept, key, open, present, release};
 
-const BOOT_ID: &str = "0b5e3c56-0000-4000-8000-000000000000";
-const CACHE: &str = "run/freshroot/cache/freshroot";
 /// Names the root of a child that is killed.
 const ROOT: &str = "FRESHROOT_TEST_ROOT";
-
-fn digest(world: &World) -> Digest {
-    Digest::of(world.manifest.as_bytes())
-}
-
-/// What a server of these worlds serves; the channel's answer is that of the last one.
-fn served(worlds: &[World]) -> BTreeMap<String, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    for world in worlds {
-        let answer = Answer::new(world.release.clone(), world.manifest.clone());
-        files.insert("/channels/stable.json".to_owned(), serde_json::to_vec(&answer).unwrap());
-        files.insert(format!("/images/{}.squashfs", world.image.sha256), world.bytes.clone());
-        files.insert(format!("/images/{}.chunks", world.image.sha256), world.index.to_bytes());
-    }
-    files
-}
-
-fn honest(worlds: Vec<World>) -> Server {
-    let files = served(&worlds);
-    Server::new(move |ask: &Ask| Reply::honest(&files, ask))
-}
-
-/// A running system that was booted from the generation `running`, with that one in its cache.
-struct Machine {
-    root: tempfile::TempDir,
-}
-
-impl Machine {
-    fn new(url: &str, running: &World, line: &str) -> Self {
-        let machine = Self {
-            root: tempfile::tempdir().unwrap(),
-        };
-        machine.write("proc/sys/kernel/random/boot_id", format!("{BOOT_ID}\n").as_bytes());
-        machine.write("proc/sys/kernel/osrelease", b"6.6.1\n");
-        machine.write("proc/cmdline", line.as_bytes());
-        let config = format!(
-            r#"{{"version": 1, "url": "{url}", "channel": "stable", "trustedPublicKeys": ["{}"], "cache": {{"device": "LABEL=cache"}},
-                "policy": {{"mode": "offline", "fetchWait": "2s"}}, "transfer": {{"stall": "1s", "connect": "1s"}}}}"#,
-            key().public()
-        );
-        machine.write("etc/freshroot/config.json", config.as_bytes());
-        let mut report = Report::new(BOOT_ID);
-        report.outcome = Outcome::Booted;
-        report.source = Some(Source::Cache);
-        report.system = Some(ChosenSystem {
-            toplevel: "/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-running".parse().unwrap(),
-            name: "default".to_owned(),
-            init_kind: InitKind::PrepareRoot,
-            manifest: digest(running),
-            image: running.image.sha256,
-            channel: None,
-            serial: None,
-            verified: true,
-            authority: "signature by test-1".to_owned(),
-        });
-        machine.write(report::PATH, &report.to_json().unwrap());
-        running.install(&open(&machine.cache()), 1);
-        machine
-    }
-
-    fn write(&self, path: &str, text: &[u8]) {
-        let path = self.root.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    fn cache(&self) -> PathBuf {
-        let folder = self.root.path().join(CACHE);
-        fs::create_dir_all(&folder).unwrap();
-        folder
-    }
-
-    fn fetch(&self) -> Result<String, String> {
-        fetch(self.root.path(), Teller::Nobody, None).map_err(|error| format!("{error:#}"))
-    }
-
-    /// Manifests of the generations in the cache.
-    fn generations(&self) -> Vec<String> {
-        atomic::names(&self.cache().join("generations")).unwrap()
-    }
-}
 
 #[test]
 fn a_newer_release_is_fetched_once_and_boots_next() {
@@ -268,7 +186,55 @@ fn who_cannot_be_refreshed_says_so() {
 }
 
 #[test]
-fn a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next() {
+fn row_30_a_boot_beside_a_refresh_reads_what_is_there_or_waits_and_the_refresh_is_gone_on_with() {
+    let files = served(&[World::new(2)]);
+    let image = format!("/images/{}.squashfs", World::new(2).image.sha256);
+    let path = image.clone();
+    let server = Server::new(move |ask: &Ask| match Reply::honest(&files, ask) {
+        // The refresh gives up after its limits, and goes on where it ended the next time.
+        reply if ask.path == path && ask.range().is_none() => reply.cut(5 * CHUNK, Then::Stall),
+        _ if ask.path == path && ask.nth == 1 => Reply::new(404, b""),
+        reply => reply,
+    });
+    let machine = Machine::new(&server.url(), &World::new(1), "quiet");
+    let witness = Witness::new(&machine.cache(), World::new(2));
+    let trust = support::world::trust();
+    std::thread::scope(|scope| {
+        let refresh = scope.spawn(|| machine.fetch());
+        let until = Instant::now() + Duration::from_secs(30);
+        while server.requests() < 3 {
+            assert!(
+                Instant::now() < until && !refresh.is_finished(),
+                "the refresh does not ask for the image"
+            );
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        // Meanwhile somebody else holds the lock: what is there can be read, and nothing is tidied up.
+        assert!(Cache::open(&machine.cache(), Instant::now()).is_err(), "the refresh holds the lock");
+        let (known, left_out) = Cache::for_reading(&machine.cache()).generations(&trust).unwrap();
+        assert_eq!((known.len(), left_out.len()), (1, 0));
+        let world = World::new(1);
+        let file = Cache::for_reading(&machine.cache()).open_image(world.image.sha256).unwrap();
+        assert!(verify_image(file, &world.index, &|_| {}).is_ok());
+        // As a boot opens it: it waits, and then it is its own.
+        let cache = open_cache(&machine.cache()).unwrap();
+        assert!(cache.writable());
+        drop(cache);
+        let why = refresh.join().unwrap().unwrap_err();
+        witness.saw("", Err(&why));
+    });
+    assert_eq!(present(&open(&machine.cache()), &World::new(2)), 5, "what came is kept");
+    let said = machine.fetch().unwrap();
+    assert!(said.ends_with("it boots next"), "{said}");
+    witness.saw("refreshed", Ok(()));
+    let of_image = |served: &&support::server::Served| served.ask.path == image;
+    let images: usize = server.served().iter().filter(of_image).map(|served| served.sent).sum();
+    witness.received(images as u64, (server.sent() - images) as u64);
+    assert_eq!(images, SIZE, "nothing was fetched twice");
+}
+
+#[test]
+fn row_30_a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next() {
     if let Some(root) = std::env::var_os(ROOT) {
         let outcome = fetch(Path::new(&root), Teller::Nobody, None);
         panic!("the server stalls, and the child is killed before: {outcome:?}");
@@ -281,11 +247,12 @@ fn a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next() {
         reply => reply,
     });
     let machine = Machine::new(&server.url(), &World::new(1), "quiet");
+    let witness = Witness::new(&machine.cache(), World::new(2));
     let map = machine.cache().join(format!("partial/{}.map", World::new(2).image.sha256));
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next",
+            "row_30_a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next",
         ])
         .env(ROOT, machine.root.path())
         .stdout(Stdio::null())
@@ -304,7 +271,9 @@ fn a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next() {
     let there = present(&cache, &new);
     assert!(there >= 1, "what was recorded is there");
     drop(cache);
-    assert!(machine.fetch().unwrap().ends_with("it boots next"));
+    let said = machine.fetch().unwrap();
+    assert!(said.ends_with("it boots next"), "{said}");
+    witness.saw("refreshed", Ok(()));
     let second: usize = server
         .served()
         .iter()
@@ -313,5 +282,8 @@ fn a_refresh_that_is_killed_leaves_the_lock_free_and_its_chunks_to_the_next() {
         .map(|served| served.sent)
         .sum();
     assert!(second <= SIZE - there * CHUNK, "{second} bytes after {there} chunks");
+    // Of the first, what was under way is lost with it.
+    let images = 5 * CHUNK + second;
+    witness.received(images as u64, (server.sent() - images) as u64);
     assert!(fs::read(machine.cache().join(format!("images/{}.squashfs", new.image.sha256))).unwrap() == new.bytes);
 }

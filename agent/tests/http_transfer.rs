@@ -3,6 +3,7 @@
 
 mod support {
     pub mod bench;
+    pub mod record;
     pub mod server;
     #[allow(dead_code, reason = "shared with other tests")]
     pub mod world;
@@ -15,12 +16,13 @@ use freshroot::boot::deadline::Deadline;
 use freshroot::boot::download::Download;
 use freshroot::boot::ticker::Teller;
 use freshroot::fetch::Progress;
-use freshroot::fetch::image::{Patience, fetch_index};
+use freshroot::fetch::image::Patience;
 use freshroot::fetch::pace::Slowest;
 use freshroot::http::{Limits, Options};
 use freshroot::report::Report;
 use freshroot::verify::BootImage;
 use support::bench::{Bench, LIMITS, PATIENT, STALL, files, from, honest, honestly};
+use support::record::each;
 use support::server::{Ask, Reply, Server, Then};
 use support::world::{CHUNK, CHUNKS, SIZE, World};
 
@@ -235,7 +237,7 @@ fn row_16_the_time_to_try_again_may_be_a_date_by_the_servers_clock_or_ours() {
 fn a_mirror_in_trouble_is_asked_last_for_whatever_comes_next() {
     let bench = Bench::with(vec![Server::new(|_| Reply::none(Then::Close)), honest()]);
     bench.ask().unwrap();
-    fetch_index(&bench.source(), &bench.new.image, bench.patience).unwrap();
+    bench.fetch_index().unwrap();
     bench.fetch().unwrap();
     bench.assert_committed();
     assert_eq!((bench.servers[0].requests(), bench.servers[1].requests()), (1, 3));
@@ -381,6 +383,8 @@ fn row_23_an_image_that_does_not_get_its_place_boots_all_the_same_and_is_not_fet
     std::fs::remove_dir(&place).unwrap();
     verified(download().run(&mut report).unwrap());
     bench.assert_committed();
+    bench.witness.watch(&bench.client);
+    bench.witness.saw("booted", Ok(()));
     assert_eq!(
         (bench.servers[0].requests(), report.warnings.len()),
         (1, 1),
@@ -510,34 +514,30 @@ fn what_is_wrong_with_one_range_of_several_ends_the_body_there_and_nothing_wrong
             reply
         }),
     ];
-    std::thread::scope(|scope| {
-        for (why, fault) in cases {
-            scope.spawn(move || {
-                let once = std::sync::atomic::AtomicBool::new(true);
-                let bench = large(
-                    move |ask, reply| {
-                        let reply = reply.header("ETag", "\"one\"");
-                        let third = ask.range().is_some_and(|(first, _)| first == 2 * PIECE);
-                        if third && once.swap(false, std::sync::atomic::Ordering::SeqCst) {
-                            let reply = fault(reply);
-                            if reply.headers.iter().any(|(_, value)| value == "\"two\"") {
-                                return Reply {
-                                    headers: reply.headers.into_iter().filter(|(_, value)| value != "\"one\"").collect(),
-                                    ..reply
-                                };
-                            }
-                            return reply;
-                        }
-                        reply
-                    },
-                    3,
-                    Options::new(LIMITS),
-                );
-                bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
-                bench.assert_committed();
-                let again = bench.received() - bench.new.bytes.len();
-                assert!(again <= 4 * PIECE, "{why}: {again} bytes were fetched twice");
-            });
-        }
+    each(cases, |why, fault| {
+        let once = std::sync::atomic::AtomicBool::new(true);
+        let bench = large(
+            move |ask, reply| {
+                let reply = reply.header("ETag", "\"one\"");
+                let third = ask.range().is_some_and(|(first, _)| first == 2 * PIECE);
+                if third && once.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                    let reply = fault(reply);
+                    if reply.headers.iter().any(|(_, value)| value == "\"two\"") {
+                        return Reply {
+                            headers: reply.headers.into_iter().filter(|(_, value)| value != "\"one\"").collect(),
+                            ..reply
+                        };
+                    }
+                    return reply;
+                }
+                reply
+            },
+            3,
+            Options::new(LIMITS),
+        );
+        bench.fetch().unwrap_or_else(|error| panic!("{why}: {error}"));
+        bench.assert_committed();
+        let again = bench.received() - bench.new.bytes.len();
+        assert!(again <= 4 * PIECE, "{why}: {again} bytes were fetched twice");
     });
 }

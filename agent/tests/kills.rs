@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod boots;
     pub mod disturb;
     pub mod strace;
     pub mod world;
@@ -19,6 +20,7 @@ use anyhow::Result;
 use freshroot::cache::part::Part;
 use freshroot::cache::{Cache, Held, atomic, reports};
 use freshroot::verify::verify_image;
+use support::boots::old_or_new;
 use support::disturb::{Fault, Point, descriptor, trace};
 use support::world::{CHUNK, CHUNKS, World, kept, open, present, trust};
 
@@ -113,6 +115,12 @@ fn check(job: &str, point: &Point, folder: &Path, before: &BTreeMap<String, Vec<
             "{at}: a file that nobody can go on with takes room"
         );
     }
+    let booted = old_or_new(folder, &old, &new).unwrap_or_else(|why| panic!("{at}: {why}"));
+    assert!(
+        job != "a_repair" || booted == "old" || whole_before(folder, &new),
+        "{at}: a corrupt image boots"
+    );
+    unchanged();
     let cache = open(folder);
     for name in ["generations", "images", "partial", "reports"] {
         let names = atomic::names(&folder.join(name)).unwrap();
@@ -185,6 +193,11 @@ fn check(job: &str, point: &Point, folder: &Path, before: &BTreeMap<String, Vec<
     );
 }
 
+/// Whether the image is there, every byte of it.
+fn whole_before(folder: &Path, world: &World) -> bool {
+    fs::read(folder.join(format!("images/{}.squashfs", world.image.sha256))).is_ok_and(|bytes| bytes == world.bytes)
+}
+
 /// The job, in a child.
 fn was_child() -> bool {
     support::disturb::was_child(|folder| {
@@ -196,10 +209,10 @@ fn was_child() -> bool {
 /// Runs a job of the test `test` with these faults, and checks what is found. Says how many were met.
 fn disturb(test: &str, job: &str, faults: &[Fault]) -> usize {
     let scratch = tempfile::tempdir().unwrap();
-    let template = scratch.path().join("template");
+    let template = scratch.path().join(job);
     prepare(job, &template);
     let before = kept(&template);
-    support::disturb::disturb(test, &template, faults, 21, &|point, folder| check(job, point, folder, &before))
+    support::disturb::disturb(test, &template, faults, 10, &|point, folder| check(job, point, folder, &before))
 }
 
 #[test]
@@ -246,6 +259,18 @@ fn a_disk_that_refuses_leaves_the_cache_good() {
             })
             .sum();
         println!("{count} refusals");
+    }
+}
+
+#[test]
+fn a_write_that_is_cut_short_leaves_the_cache_good() {
+    if !was_child() {
+        let test = "a_write_that_is_cut_short_leaves_the_cache_good";
+        let count: usize = ["a_download", "a_resume", "a_repair"]
+            .into_iter()
+            .map(|job| disturb(test, job, &[Fault::Short]))
+            .sum();
+        println!("{count} short writes");
     }
 }
 

@@ -20,7 +20,7 @@ use freshroot::digest::Digest;
 use support::disturb::{Fault, Point, descriptor, disturb, trace, was_child};
 use support::world::{World, kept, open};
 
-const FAULTS: [Fault; 2] = [Fault::Error("EIO"), Fault::AlwaysError("ENOSPC")];
+const FAULTS: [Fault; 3] = [Fault::Error("EIO"), Fault::AlwaysError("ENOSPC"), Fault::Short];
 
 fn digest(serial: u64) -> Digest {
     Digest::of(World::new(serial).manifest.as_bytes())

@@ -5,6 +5,7 @@
 
 mod support {
     pub mod bench;
+    pub mod record;
     pub mod server;
     #[allow(dead_code, reason = "shared with other tests")]
     pub mod world;

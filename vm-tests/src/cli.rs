@@ -15,7 +15,7 @@ Boots freshroot in QEMU.
       --layer NAME                  only this layer: lint, unit, properties, golden, http, kills, mounts, module, fuzz, boots; may be repeated
       --filter TEXT                 only tests whose name contains TEXT
       --nightly                     also what takes long
-      --seed N                      seed of the property tests and of the fuzzers
+      --seed N                      seed of the property tests, the kills and the fuzzers
       --jobs N                      virtual machines or fuzzers at a time (1 or 2; else as many as memory allows)
   vm-tests/run bench [--pairs N]    figures: paired runs, medians; docs/performance.md says what they mean
       --only PART                   only these: size, transfer, boot
@@ -54,7 +54,7 @@ pub struct TestOptions {
     pub filter: Option<String>,
     /// Whether long ones run too.
     pub nightly: bool,
-    /// Seed of the property tests and of the fuzzers.
+    /// Seed of the property tests, the kills and the fuzzers.
     pub seed: Option<u64>,
     /// Machines, or fuzzers, at a time.
     pub jobs: Option<usize>,

@@ -9,6 +9,7 @@ mod demo;
 mod disk;
 mod docs;
 mod evaluation;
+mod faults;
 mod fuzz;
 mod initrd;
 mod lab;

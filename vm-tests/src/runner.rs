@@ -12,6 +12,7 @@ use crate::cli::{DEFAULT_LEVEL, TestOptions};
 use crate::command::Tool;
 use crate::docs;
 use crate::evaluation;
+use crate::faults;
 use crate::fuzz;
 use crate::lab::Lab;
 use crate::layer::{self, Layer};
@@ -84,6 +85,8 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<bool> {
             Layer::Unit | Layer::Properties | Layer::Golden | Layer::Http | Layer::Kills | Layer::Mounts => {
                 match layer.cargo_arguments(&programs) {
                     Some(arguments) if layer == Layer::Mounts => mounts(workspace, &arguments, options),
+                    Some(arguments) if layer == Layer::Http => http(workspace, &arguments, options),
+                    Some(arguments) if layer == Layer::Kills => kills(workspace, &arguments, options),
                     Some(arguments) => cargo_layer(workspace, &arguments, &[], options),
                     None => Ok(Counts::default()),
                 }
@@ -195,7 +198,8 @@ fn lint(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
         }
     }
     if options.filter.as_ref().is_none_or(|text| "docs".contains(text.as_str())) {
-        let problems = docs::problems(workspace)?;
+        let mut problems = docs::problems(workspace)?;
+        problems.extend(faults::problems(workspace)?);
         if problems.is_empty() {
             counts.passed += 1;
         } else {
@@ -256,6 +260,33 @@ fn mounts(workspace: &Workspace, targets: &[String], options: &TestOptions) -> R
         counts.passed -= 1;
         counts.skipped += 1;
     }
+    Ok(counts)
+}
+
+/// Transfers, and what their tests have seen, as a table.
+fn http(workspace: &Workspace, targets: &[String], options: &TestOptions) -> Result<Counts> {
+    let folder = workspace.log_dir("http")?;
+    // With one core all tests would run in a thread that is not called like them.
+    let threads = std::thread::available_parallelism()
+        .map_or(2, |count| count.get().max(2))
+        .to_string();
+    let variables = [(faults::RECORDS, &*folder.to_string_lossy()), ("RUST_TEST_THREADS", &threads)];
+    let counts = cargo_layer(workspace, targets, &variables, options)?;
+    faults::tell_transfers(workspace, &folder, options.filter.is_none() && counts.failed == 0)?;
+    Ok(counts)
+}
+
+/// Kills, and how many there were.
+fn kills(workspace: &Workspace, targets: &[String], options: &TestOptions) -> Result<Counts> {
+    let folder = workspace.log_dir("kills")?;
+    let [seed, points] = faults::kills_variables(options.seed, options.nightly);
+    let variables = [
+        (faults::RECORDS, &*folder.to_string_lossy()),
+        (seed.0, &seed.1),
+        (points.0, &points.1),
+    ];
+    let counts = cargo_layer(workspace, targets, &variables, options)?;
+    faults::tell_kills(&folder, options.filter.is_none() && counts.failed == 0, options.nightly)?;
     Ok(counts)
 }
 

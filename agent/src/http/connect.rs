@@ -1,6 +1,7 @@
 //! How the client library reaches a server: the only module that uses what the library calls «unversioned» (ureq is pinned to 3.5 for it). It has
 //! everything by its own: addresses raced, proxies, TLS by a clock that is not behind.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -23,6 +24,22 @@ use super::tls::{Tls, within};
 
 /// A head that is sent has some hundred bytes; one with a token, some thousand.
 const OUTPUT_BUFFER: usize = 32 << 10;
+/// So soon after the first read a second one has the time of a first: a socket need not be told another limit each time.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+thread_local! {
+    /// Since when whoever asks or reads in this thread has been given nothing; none: nobody does.
+    static NOTHING_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Asks, or reads once from a body. Meanwhile the library reads what it hands to nobody: the body of a redirect, or what follows the last piece of a body.
+/// It sees no end of that as long as bytes come. So all of it together may take as long as one read.
+pub(super) fn in_one_go<T>(act: impl FnOnce() -> T) -> T {
+    NOTHING_SINCE.set(Some(Instant::now()));
+    let done = act();
+    NOTHING_SINCE.set(None);
+    done
+}
 
 /// Finds the addresses to connect to: the server's, or those of the proxy on the way.
 #[derive(Debug)]
@@ -315,6 +332,8 @@ impl Transport for Line {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = timeout.for_write();
         self.wire.allow(time(timeout.after));
+        // What is sent is a request: its answer has its own time, also behind a redirect.
+        NOTHING_SINCE.set(NOTHING_SINCE.get().map(|_| Instant::now()));
         let output = &self.buffers.output()[..amount];
         let written = match self.forward.as_ref().and_then(|forward| forward.rewritten(output)) {
             Some(head) => self.wire.write_all(&head),
@@ -324,8 +343,13 @@ impl Transport for Line {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let one_read = timeout.per_read.and_then(time);
         let timeout = timeout.for_read();
-        self.wire.allow(time(timeout.after));
+        let waited = NOTHING_SINCE.get().map_or(Duration::ZERO, |since| since.elapsed());
+        let rest = one_read
+            .filter(|_| waited > AT_ONCE)
+            .map(|one_read| one_read.saturating_sub(waited));
+        self.wire.allow([rest, time(timeout.after)].into_iter().flatten().min());
         let length = self
             .wire
             .read(self.buffers.input_append_buf())

@@ -74,6 +74,9 @@ pub(super) fn classify(url: &str, error: &ureq::Error, tls: &Tls) -> HttpError {
             HttpError::Fatal(format!("{url}: it cannot be asked, or redirects to what is no http or https URL"))
         }
         ureq::Error::RequireHttpsOnly(_) => HttpError::Fatal(format!("{url}: it redirects from https to plain http")),
+        ureq::Error::Protocol(why) if why.to_string().contains("location header") => {
+            HttpError::Fatal(format!("{url}: it redirects to nowhere"))
+        }
         ureq::Error::RedirectFailed => HttpError::Fatal(format!("{url}: it redirects to nowhere")),
         ureq::Error::TooManyRedirects | ureq::Error::LargeResponseHeader(..) | ureq::Error::TlsRequired => {
             HttpError::Fatal(format!("{url}: {error}"))

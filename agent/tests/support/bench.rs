@@ -2,21 +2,24 @@
 #![allow(dead_code, reason = "each test program uses its share")]
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use freshroot::cache::Cache;
 use freshroot::cache::part::Part;
 use freshroot::fetch::answer::{Asked, Valid, ask};
-use freshroot::fetch::image::{FetchError, Patience, fetch_image};
+use freshroot::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
 use freshroot::fetch::pace::Slowest;
 use freshroot::fetch::retry::Memory;
 use freshroot::fetch::{Progress, Source};
 use freshroot::formats::answer::{Answer, Question};
 use freshroot::formats::authorised::{Authorised, Trust};
+use freshroot::formats::chunk_index::ChunkIndex;
 use freshroot::http::{Client, Limits, Options};
 use freshroot::verify::{verified_by_digest, verify_image};
 
+use super::record::Witness;
 use super::server::{Ask, Reply, Server};
 use super::world::{CHUNK, SIZE, World, kept, open, present, trust};
 
@@ -36,6 +39,8 @@ pub const LIMITS: Limits = Limits {
 
 /// A machine with a good old generation in its cache, servers that publish a new one, and a client.
 pub struct Bench {
+    // First: it looks once more before the rest goes.
+    pub witness: Witness,
     pub new: World,
     pub cache: Cache,
     pub client: Arc<Client>,
@@ -43,7 +48,6 @@ pub struct Bench {
     pub mirrors: Vec<String>,
     pub memory: Memory,
     pub patience: Patience,
-    pub before: BTreeMap<String, Vec<u8>>,
     // Last: it is removed when nothing uses it any more.
     pub folder: tempfile::TempDir,
 }
@@ -74,8 +78,8 @@ impl Bench {
             server.watch(&client);
         }
         Self {
+            witness: Witness::new(folder.path(), new.clone()),
             new,
-            before: kept(folder.path()),
             cache,
             client,
             memory: Memory::default(),
@@ -92,8 +96,21 @@ impl Bench {
     }
 
     /// A download of which these chunks are there and recorded.
-    pub fn begun(self, chunks: &[usize]) -> Self {
+    pub fn begun(mut self, chunks: &[usize]) -> Self {
         self.new.begin(&self.cache, chunks);
+        self.witness.begin();
+        self
+    }
+
+    /// For several pauses in a row without progress: they add up.
+    pub fn patient(mut self) -> Self {
+        self.patience.without_progress = 4 * PATIENT;
+        self
+    }
+
+    /// Called so in the table, where a test has several.
+    pub fn case(mut self, case: &str) -> Self {
+        self.witness.case(case);
         self
     }
 
@@ -112,6 +129,13 @@ impl Bench {
 
     /// The same, with somebody who watches.
     pub fn fetch_telling(&self, progress: &Progress) -> Result<(), FetchError> {
+        self.witness.watch(&self.client);
+        let fetched = self.fetch_and_commit(progress);
+        self.witness.saw("fetched", done(&fetched));
+        fetched
+    }
+
+    fn fetch_and_commit(&self, progress: &Progress) -> Result<(), FetchError> {
         let part = Part::open(&self.cache, &self.new.image, &self.new.index, &|_| {}).unwrap();
         let digest = fetch_image(&self.source(), &self.new.image, &self.new.index, &part, self.patience, progress)?;
         assert_eq!(digest, self.new.image.sha256, "only what was verified is handed out");
@@ -126,15 +150,30 @@ impl Bench {
 
     pub fn ask_if(&self, accept: &dyn Fn(&Authorised) -> Result<(), String>, trust: &Trust) -> Result<Valid, String> {
         let question = Question::Channel("stable".parse().unwrap());
-        match ask(&self.source(), &question, trust, None, accept, Instant::now() + PATIENT)? {
+        self.witness.watch(&self.client);
+        let received = self.client.received();
+        let asked = ask(&self.source(), &question, trust, None, accept, Instant::now() + PATIENT);
+        self.witness.beside(self.client.received() - received);
+        self.witness.saw("answered", done(&asked));
+        match asked? {
             Asked::Valid(valid) => Ok(*valid),
             Asked::NotModified => panic!("nobody asked whether it is modified"),
         }
     }
 
+    /// Fetches the chunk index.
+    pub fn fetch_index(&self) -> Result<(ChunkIndex, Vec<u8>), FetchError> {
+        self.witness.watch(&self.client);
+        let received = self.client.received();
+        let fetched = fetch_index(&self.source(), &self.new.image, self.patience);
+        self.witness.beside(self.client.received() - received);
+        self.witness.saw("index fetched", done(&fetched));
+        fetched
+    }
+
     /// The image is there, every byte of it, and so is all that was there before.
     pub fn assert_committed(&self) {
-        let mut expected = self.before.clone();
+        let mut expected = self.witness.before().clone();
         expected.insert(format!("images/{}.squashfs", self.new.image.sha256), self.new.bytes.clone());
         // Its index has followed it from where the part was.
         expected.insert(format!("images/{}.chunks", self.new.image.sha256), self.new.index.to_bytes());
@@ -147,7 +186,7 @@ impl Bench {
 
     /// Images and generations are what they were, byte by byte.
     pub fn assert_unchanged(&self) {
-        assert!(kept(self.cache.folder()) == self.before, "the cache is changed");
+        assert!(kept(self.cache.folder()) == *self.witness.before(), "the cache is changed");
     }
 
     /// The fetch fails in the network, with these words; the cache is unchanged, and so many verified chunks are there for the next time.
@@ -167,6 +206,14 @@ impl Bench {
 
     pub fn received(&self) -> usize {
         self.client.received() as usize
+    }
+}
+
+/// That it was done, or why it was not.
+fn done<T, E: Display>(outcome: &Result<T, E>) -> Result<(), &dyn Display> {
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,6 +1,10 @@
-//! A job, in a child of the test, that is disturbed at each system call that changes a disk.
+//! A job, in a child of the test, that is disturbed at system calls that change a disk: at a sample of them, or at each.
+//!
+//! A job more is a test of its own: `if !was_child(|folder| …) { disturb("its name", &template, &[Fault::Kill], least, &|point, folder| …); }`. What is looked at afterwards
+//! is the caller's; that something boots is [`super::boots`].
+#![allow(dead_code, reason = "each test program uses its share")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +17,7 @@ use anyhow::Result;
 use freshroot::digest::Digest;
 use freshroot::fetch::retry::jitter;
 
-use super::strace::{Ended, FOLDER, run};
+use super::strace::{Ended, FOLDER, run, run_limited};
 
 /// All that changes a disk. Those that an architecture does not have are passed over by strace.
 const CALLS: &[&str] = &[
@@ -32,8 +36,16 @@ const CALLS: &[&str] = &[
     "ftruncate",
     "fallocate",
 ];
-/// Points of one job and one kind of fault: all kills, and half of the refusals.
-const AT_MOST: usize = 90;
+/// How many points of each job, if nobody says it: a few of each kind of call.
+const AT_MOST: usize = 24;
+/// Say which points are met: how many of each job, by which seed, or just one.
+const POINTS: &str = "FRESHROOT_KILLS_POINTS";
+const SEED: &str = "FRESHROOT_KILLS_SEED";
+const ONE: &str = "FRESHROOT_KILLS_POINT";
+/// In the place of a call: the size that no file may exceed.
+const SIZE: &str = "size";
+/// Names the folder for what is told of it (`record.rs`).
+const RECORDS: &str = "FRESHROOT_TEST_RECORDS";
 const BEGIN: &str = "job-begins";
 const END: &str = "job-ends";
 /// More than any other thread of a child makes of the same call. strace counts by thread: so many are made before the job, lest another thread is met.
@@ -80,8 +92,8 @@ pub struct Call {
     pub line: String,
 }
 
-/// The calls of the job's thread that strace saw in a whole run of a job, up to the job's end, and the number of those before it begins.
-pub fn trace(name: &str, template: &Path) -> (Vec<Call>, usize) {
+/// What strace writes of a whole run of a job: a line for each call, with its thread.
+fn strace_lines(name: &str, template: &Path) -> String {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("cache");
     copy(template, &folder);
@@ -93,32 +105,49 @@ pub fn trace(name: &str, template: &Path) -> (Vec<Call>, usize) {
     ];
     let (ended, told) = run(name, &folder, &options);
     assert_eq!(ended, Ended::Passed, "{told}");
-    let text = fs::read_to_string(log).unwrap();
-    let begins = text
-        .lines()
-        .find(|line| line.contains(BEGIN))
-        .expect("the job's first call is in the trace");
-    let thread_of_job = begins.split_whitespace().next().unwrap();
-    let mut calls: Vec<Call> = text
-        .lines()
-        .filter_map(|line| line.split_once(char::is_whitespace).filter(|(thread, _)| *thread == thread_of_job))
-        .filter_map(|(_, line)| {
-            let line = line.trim_start();
-            let name = line.split_once('(')?.0.to_owned();
-            Some(Call {
-                name,
+    fs::read_to_string(log).unwrap()
+}
+
+/// The calls of each thread. What goes on in one while another is told of stands in two lines, of which the second tells nothing new.
+fn by_thread(text: &str) -> BTreeMap<&str, Vec<Call>> {
+    let mut threads: BTreeMap<&str, Vec<Call>> = BTreeMap::new();
+    for line in text.lines() {
+        let Some((thread, line)) = line.split_once(char::is_whitespace) else {
+            continue;
+        };
+        let line = line.trim_start();
+        if let Some((name, _)) = line.split_once('(').filter(|_| !line.starts_with('<')) {
+            threads.entry(thread).or_default().push(Call {
+                name: name.to_owned(),
                 line: line.to_owned(),
-            })
-        })
-        .collect();
+            });
+        }
+    }
+    threads
+}
+
+fn thread_of_job(text: &str) -> &str {
+    let begins = text.lines().find(|line| line.contains(BEGIN));
+    begins
+        .expect("the job's first call is in the trace")
+        .split_whitespace()
+        .next()
+        .unwrap()
+}
+
+/// The calls of the job's thread that strace saw in a whole run of a job, up to the job's end, and the number of those before it begins.
+pub fn trace(name: &str, template: &Path) -> (Vec<Call>, usize) {
+    let text = strace_lines(name, template);
+    let mut threads = by_thread(&text);
+    let mut calls = threads.remove(thread_of_job(&text)).unwrap();
     let at = |what: &str| calls.iter().position(|call| call.line.contains(what)).unwrap();
     let (begin, end) = (calls.iter().rposition(|call| call.line.contains(BEGIN)).unwrap(), at(END));
     for call in CALLS {
-        let others = text
-            .lines()
-            .filter(|line| !line.starts_with(thread_of_job) && line.contains(&format!(" {call}(")));
-        let others: Vec<&str> = others.collect();
-        assert!(others.len() < OTHERS, "{call}: {others:#?}");
+        let most = threads
+            .values()
+            .map(|calls| calls.iter().filter(|other| other.name == *call).count())
+            .max();
+        assert!(most.unwrap_or(0) < OTHERS, "{call}: another thread makes it {most:?} times");
     }
     calls.truncate(end);
     (calls, begin + 1)
@@ -133,6 +162,8 @@ pub enum Fault {
     Error(&'static str),
     /// The call fails with this error from here on.
     AlwaysError(&'static str),
+    /// No file grows beyond a size: a write that would is cut short there, and the next one fails.
+    Short,
 }
 
 /// A call that is disturbed: the `nth` of its name in its thread, the `index`-th of its name in the job.
@@ -146,6 +177,19 @@ pub struct Point {
     pub fault: Fault,
 }
 
+impl Point {
+    /// As [`ONE`] names it: call, number, kind.
+    fn name(&self) -> String {
+        let kind = match self.fault {
+            Fault::Kill => "kill".to_owned(),
+            Fault::Error(error) => error.to_owned(),
+            Fault::AlwaysError(error) => format!("{error}+"),
+            Fault::Short => "short".to_owned(),
+        };
+        format!("{}:{}:{kind}", self.call, self.index)
+    }
+}
+
 fn points(calls: &[Call], begin: usize, faults: &[Fault]) -> Vec<Point> {
     let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     let mut points = Vec::new();
@@ -156,7 +200,7 @@ fn points(calls: &[Call], begin: usize, faults: &[Fault]) -> Vec<Point> {
             continue;
         }
         *index += 1;
-        for fault in faults {
+        for fault in faults.iter().filter(|fault| **fault != Fault::Short) {
             points.push(Point {
                 call: call.name.clone(),
                 nth: *nth,
@@ -165,67 +209,154 @@ fn points(calls: &[Call], begin: usize, faults: &[Fault]) -> Vec<Point> {
             });
         }
     }
+    if faults.contains(&Fault::Short) {
+        points.extend(sizes(&calls[begin..]).into_iter().map(|size| Point {
+            call: SIZE.to_owned(),
+            nth: size,
+            index: size,
+            fault: Fault::Short,
+        }));
+    }
     points
 }
 
-/// As many points as there is time for. Which ones is told, so that they can be met again.
-fn sample(points: Vec<Point>) -> Vec<Point> {
-    if points.len() <= AT_MOST {
-        return points;
+/// Sizes of files at which a write of the job is cut in its middle, behind its first byte, or before its last.
+fn sizes(calls: &[Call]) -> BTreeSet<usize> {
+    let mut sizes = BTreeSet::new();
+    for call in calls.iter().filter(|call| call.name == "write" || call.name == "pwrite64") {
+        let Some((arguments, _)) = call.line.rsplit_once(") = ") else {
+            continue;
+        };
+        let numbers: Vec<usize> = arguments.rsplit(", ").map_while(|word| word.parse().ok()).collect();
+        let (length, offset) = match numbers[..] {
+            [length] => (length, 0),
+            [offset, length, ..] => (length, offset),
+            [] => continue,
+        };
+        sizes.extend(
+            [1, length / 2, length - length.min(1)]
+                .map(|part| offset + part)
+                .into_iter()
+                .filter(|size| *size > 0),
+        );
     }
-    let seed = match std::env::var("FRESHROOT_KILLS_SEED") {
-        Ok(seed) => seed.parse().expect("FRESHROOT_KILLS_SEED is a number"),
-        Err(_) => jitter() >> 32,
-    };
-    println!("{AT_MOST} of {} points, FRESHROOT_KILLS_SEED={seed}", points.len());
-    let mut numbered: Vec<_> = points
-        .into_iter()
-        .enumerate()
-        .map(|(number, point)| (Digest::of(format!("{seed} {number}").as_bytes()), point))
-        .collect();
-    numbered.sort_by_key(|(order, _)| *order);
-    numbered.into_iter().take(AT_MOST).map(|(_, point)| point).collect()
+    sizes
 }
 
-/// Runs the job of the test `test` once for each point, on all cores, each time on a copy of `template`, and checks what is found. Says how many faults
-/// were met; fewer than `least` are not all of the job.
+/// The number that a variable holds.
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
+}
+
+/// As many points as there is time for, or the one that was asked for. Which ones is told, so that they can be met again.
+fn sample(test: &str, points: Vec<Point>) -> Vec<Point> {
+    if let Ok(one) = std::env::var(ONE) {
+        let found: Vec<Point> = points.into_iter().filter(|point| point.name() == one).collect();
+        println!("{test}: {one} is met {} times", found.len());
+        return found;
+    }
+    let most = number(POINTS).map_or(AT_MOST, |number| usize::try_from(number).unwrap());
+    if points.len() <= most {
+        return points;
+    }
+    let seed = number(SEED).unwrap_or_else(|| jitter() >> 32);
+    println!("{test}: {most} of {} points, {SEED}={seed}", points.len());
+    let mut numbered: Vec<_> = points
+        .into_iter()
+        .map(|point| (Digest::of(format!("{seed} {test} {}", point.name()).as_bytes()), point))
+        .collect();
+    numbered.sort_by_key(|(order, _)| *order);
+    numbered.into_iter().take(most).map(|(_, point)| point).collect()
+}
+
+/// What meets this point again.
+fn again(test: &str, point: &Point) -> String {
+    let program = std::env::current_exe().unwrap();
+    let stem = program.file_stem().unwrap().to_string_lossy();
+    let program = stem.rsplit_once('-').map_or(&*stem, |(program, _)| program);
+    format!(
+        "{ONE}={} cargo test --package freshroot --test {program} -- --exact {test}",
+        point.name()
+    )
+}
+
+/// Runs the job of the test `test` once for each point of a sample, on all cores, each time on a copy of `template`, and checks what is found. Says how
+/// many faults were met. A job of fewer points than `least` is not the job.
 pub fn disturb(test: &str, template: &Path, faults: &[Fault], least: usize, check: &(dyn Fn(&Point, &Path) + Sync)) -> usize {
-    let scratch = tempfile::tempdir().unwrap();
     let (calls, begin) = trace(test, template);
-    let points = sample(points(&calls, begin, faults));
-    assert!(points.len() >= least, "{} points: the trace is not that of the job", points.len());
-    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    disturb_at(test, template, points(&calls, begin, faults), least, true, check)
+}
+
+/// The same for a job that has threads, at calls that one thread alone makes so often. Threads do not run the same way twice: a point may not be met.
+pub fn disturb_threads(test: &str, template: &Path, faults: &[Fault], least: usize, check: &(dyn Fn(&Point, &Path) + Sync)) -> usize {
+    let text = strace_lines(test, template);
+    let threads = by_thread(&text);
+    let job = thread_of_job(&text);
+    let begins = text.lines().filter(|line| line.contains(BEGIN)).count();
+    let before_job: usize = text.lines().position(|line| line.contains(BEGIN)).unwrap();
+    let is_older = |thread: &str| text.lines().take(before_job + begins).any(|line| line.starts_with(thread));
+    let mut all = Vec::new();
+    for (thread, calls) in threads.iter().filter(|(thread, _)| **thread == job || !is_older(thread)) {
+        let begin = calls.iter().rposition(|call| call.line.contains(BEGIN)).map_or(0, |at| at + 1);
+        let end = calls.iter().position(|call| call.line.contains(END)).unwrap_or(calls.len());
+        let alone = |point: &Point| {
+            let others = threads.iter().filter(|(other, _)| *other != thread);
+            others
+                .map(|(_, calls)| calls.iter().filter(|call| call.name == point.call).count())
+                .all(|count| count < point.nth)
+        };
+        all.extend(points(&calls[..end], begin, faults).into_iter().filter(alone));
+    }
+    disturb_at(test, template, all, least, false, check)
+}
+
+/// The same, at these points; `exactly`: each kill has to be met.
+fn disturb_at(
+    test: &str,
+    template: &Path,
+    points: Vec<Point>,
+    least: usize,
+    exactly: bool,
+    check: &(dyn Fn(&Point, &Path) + Sync),
+) -> usize {
+    let scratch = tempfile::tempdir().unwrap();
+    let all = points.len();
+    assert!(all >= least, "{all} points: the trace is not that of the job");
+    let points = sample(test, points);
+    let (next, missed, failures) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let started = Instant::now();
     let work = || {
         while let Some(point) = points.get(next.fetch_add(1, Ordering::SeqCst)) {
-            let folder = scratch.path().join(format!("{}-{}-{:?}", point.call, point.nth, point.fault));
+            let folder = scratch.path().join(point.name());
             copy(template, &folder);
             let how = match point.fault {
                 Fault::Kill => format!("signal=KILL:when={}", point.nth),
                 Fault::Error(error) => format!("error={error}:when={}", point.nth),
                 Fault::AlwaysError(error) => format!("error={error}:when={}+", point.nth),
+                Fault::Short => String::new(),
             };
             let options = [
                 "-o/dev/null".to_owned(),
                 format!("-etrace={}", point.call),
                 format!("-einject={}:{how}", point.call),
             ];
-            let (ended, told) = run(test, &folder, &options);
+            let (ended, told) = match point.fault {
+                Fault::Short => run_limited(test, &folder, point.nth),
+                Fault::Kill | Fault::Error(_) | Fault::AlwaysError(_) => run(test, &folder, &options),
+            };
             let checked = catch_unwind(AssertUnwindSafe(|| {
-                assert_eq!(
-                    ended == Ended::Killed,
-                    point.fault == Fault::Kill,
-                    "{} {}:\n{told}",
-                    point.call,
-                    point.index
-                );
+                let is_as_told = (ended == Ended::Killed) == (point.fault == Fault::Kill);
+                missed.fetch_add(usize::from(!is_as_told), Ordering::SeqCst);
+                assert!(is_as_told || !exactly, "{}: {ended:?}\n{told}", point.name());
                 check(point, &folder);
             }));
             if let Err(panic) = checked {
                 let words = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| format!("{panic:?}"));
                 failures.lock().unwrap().push(format!(
-                    "{words}\n    the child said: {}",
-                    told.lines().rfind(|line| line.contains("error:")).unwrap_or("")
+                    "{words}\n    the child said: {}\n    again: {}",
+                    told.lines().rfind(|line| line.contains("error:")).unwrap_or(""),
+                    again(test, point)
                 ));
             }
             fs::remove_dir_all(&folder).unwrap();
@@ -235,7 +366,15 @@ pub fn disturb(test: &str, template: &Path, faults: &[Fault], least: usize, chec
         scope.spawn(work);
         work();
     });
-    println!("{test}: {} points, {:.1} s", points.len(), started.elapsed().as_secs_f32());
+    println!("{test}: {} of {all} points, {:.1} s", points.len(), started.elapsed().as_secs_f32());
+    let missed = missed.into_inner();
+    assert!(4 * missed <= points.len(), "{missed} of {} kills were not met", points.len());
+    if let Some(folder) = std::env::var_os(RECORDS) {
+        let record = serde_json::json!({"kills": test, "points": points.len() - missed, "of": all});
+        let file = Path::new(&folder).join(format!("{}-{test}.jsonl", std::process::id()));
+        let mut file = File::options().append(true).create(true).open(file).unwrap();
+        file.write_all(format!("{record}\n").as_bytes()).unwrap();
+    }
     let failures = failures.into_inner().unwrap();
     assert!(
         failures.is_empty(),

@@ -1,4 +1,5 @@
 //! A proxy: HTTP (whole URLs and tunnels) and SOCKS5. It knows every name to be this machine, so that only who asks it finds a server by name.
+#![allow(dead_code, reason = "each test program uses its share")]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -19,6 +20,8 @@ pub enum Manner {
     Closed,
     /// HTTP, nobody.
     Refusing,
+    /// HTTP, everybody, but whoever asks for a part asks for the whole.
+    WithoutRanges,
     /// SOCKS5, everybody.
     Socks,
     /// SOCKS5, the user `me` with the password `word`.
@@ -95,7 +98,7 @@ fn serve(shared: &Shared, mut client: TcpStream) {
     client.set_write_timeout(Some(HANG)).unwrap();
     match shared.manner {
         Manner::Socks | Manner::SocksClosed => socks(shared, client),
-        Manner::Open | Manner::Closed | Manner::Refusing => {
+        Manner::Open | Manner::Closed | Manner::Refusing | Manner::WithoutRanges => {
             let Some(head) = read_head(&mut client) else { return };
             http(shared, client, &head);
         }
@@ -122,7 +125,7 @@ fn http(shared: &Shared, mut client: TcpStream, head: &str) {
     let refusal = match shared.manner {
         Manner::Refusing => Some("403 Forbidden"),
         Manner::Closed if !known => Some("407 Proxy Authentication Required"),
-        Manner::Open | Manner::Closed | Manner::Socks | Manner::SocksClosed => None,
+        Manner::Open | Manner::Closed | Manner::WithoutRanges | Manner::Socks | Manner::SocksClosed => None,
     };
     if let Some(refusal) = refusal {
         let answer = format!("HTTP/1.1 {refusal}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -138,6 +141,11 @@ fn http(shared: &Shared, mut client: TcpStream, head: &str) {
         let (host, path) = rest.split_once('/').unwrap();
         let mut server = dial(host);
         let fields = fields.replace("Proxy-Authorization: Basic bWU6d29yZA==\r\n", "");
+        let stripped = |line: &&str| {
+            let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+            shared.manner == Manner::WithoutRanges && (name == "range" || name == "if-range")
+        };
+        let fields: String = fields.split_inclusive("\r\n").filter(|line| !stripped(line)).collect();
         server
             .write_all(format!("{} /{path} HTTP/1.1\r\n{fields}", words[0]).as_bytes())
             .unwrap();

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -76,6 +76,10 @@ pub struct Reply {
     pub pace: Option<Duration>,
     /// Bytes of a piece.
     pub piece: usize,
+    /// What is sent in place of a head that is made of the rest.
+    pub head: Option<Vec<u8>>,
+    /// The head, too, is sent at that pace.
+    pub slow_head: bool,
     /// After the last byte.
     pub then: Then,
 }
@@ -91,6 +95,8 @@ impl Reply {
             send: body.len(),
             pace: None,
             piece: 1,
+            head: None,
+            slow_head: false,
             then: Then::Close,
         }
     }
@@ -145,6 +151,8 @@ struct Shared {
     served: Mutex<Vec<Served>>,
     client: OnceLock<Arc<Client>>,
     over: AtomicBool,
+    /// The number of the connection after which the server is down.
+    last: AtomicUsize,
 }
 
 /// The server; ends when it is dropped.
@@ -163,7 +171,20 @@ impl Server {
 
     /// Starts a server at this address, in the network namespace of the thread.
     pub fn at(address: Ipv4Addr, script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((address, 0)).unwrap();
+        Self::on(address.into(), script)
+    }
+
+    /// The same, at an address of either family.
+    pub fn on(address: IpAddr, script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(TcpListener::bind((address, 0)).unwrap(), script)
+    }
+
+    /// Comes up where another server went down.
+    pub fn on_port(port: u16, script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(), script)
+    }
+
+    fn listen(listener: TcpListener, script: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().unwrap();
         let door = listener.try_clone().unwrap();
         let shared = Arc::new(Shared {
@@ -171,6 +192,7 @@ impl Server {
             served: Mutex::new(Vec::new()),
             client: OnceLock::new(),
             over: AtomicBool::new(false),
+            last: AtomicUsize::new(usize::MAX),
         });
         let inside = Arc::clone(&shared);
         let listening = std::thread::spawn(move || {
@@ -178,6 +200,10 @@ impl Server {
             while let Ok((stream, _)) = listener.accept() {
                 if inside.over.load(Ordering::SeqCst) {
                     break;
+                }
+                if connections.len() + 1 == inside.last.load(Ordering::SeqCst) {
+                    // Who comes now is refused.
+                    rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
                 }
                 let inside = Arc::clone(&inside);
                 connections.push(std::thread::spawn(move || answer(&inside, stream)));
@@ -204,6 +230,11 @@ impl Server {
         assert!(self.shared.client.set(Arc::clone(client)).is_ok());
     }
 
+    /// Goes down with this connection, which is still answered.
+    pub fn end_after(&self, connections: usize) {
+        self.shared.last.store(connections, Ordering::SeqCst);
+    }
+
     /// All that was answered so far.
     pub fn served(&self) -> Vec<Served> {
         self.shared.served.lock().unwrap().clone()
@@ -224,7 +255,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
         // Ends the wait for the next connection, from whichever namespace.
-        rustix::net::shutdown(&self.door, rustix::net::Shutdown::Both).unwrap();
+        let ended = rustix::net::shutdown(&self.door, rustix::net::Shutdown::Both);
+        // One that went down is not connected any more.
+        assert!(ended.is_ok() || ended == Err(rustix::io::Errno::NOTCONN), "{ended:?}");
         if let Some(listening) = self.listening.take() {
             let ended = listening.join();
             assert!(ended.is_ok() || std::thread::panicking(), "the server died");
@@ -245,7 +278,16 @@ fn answer(shared: &Shared, mut stream: TcpStream) {
     };
     let before = shared.client.get().map_or(0, |client| client.received());
     let reply = (shared.script)(&ask);
-    if reply.status != 0 && stream.write_all(head(&reply).as_bytes()).is_err() {
+    let head = match &reply.head {
+        Some(head) => head.clone(),
+        None if reply.status == 0 => Vec::new(),
+        None => head(&reply).into_bytes(),
+    };
+    let said = match reply.pace.filter(|_| reply.slow_head) {
+        Some(pace) => trickle(&mut stream, head.chunks(1), pace, &|_| ()),
+        None => stream.write_all(&head).is_ok(),
+    };
+    if !said {
         return;
     }
     let count = |length: usize| shared.served.lock().unwrap()[number].sent += length;

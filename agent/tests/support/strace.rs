@@ -20,9 +20,22 @@ pub enum Ended {
 
 /// Runs the test `name` of this binary in a child that works on `folder`, with these options of strace.
 pub fn run(name: &str, folder: &Path, options: &[String]) -> (Ended, String) {
-    let output = Command::new("strace")
-        .args(["-f", "-qq"])
-        .args(options)
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq"]).args(options);
+    run_by(strace, name, folder)
+}
+
+/// The same without strace, where no file may grow beyond `limit` bytes.
+#[allow(dead_code, reason = "for the kills")]
+pub fn run_limited(name: &str, folder: &Path, limit: usize) -> (Ended, String) {
+    let mut limited = Command::new("env");
+    // Without the signal, the write that comes to the limit is cut short, and the next one fails.
+    limited.args(["--ignore-signal=XFSZ", "prlimit", &format!("--fsize={limit}")]);
+    run_by(limited, name, folder)
+}
+
+fn run_by(mut program: Command, name: &str, folder: &Path) -> (Ended, String) {
+    let output = program
         .arg(std::env::current_exe().unwrap())
         // strace counts the system calls of each thread by themselves.
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
@@ -31,7 +44,9 @@ pub fn run(name: &str, folder: &Path, options: &[String]) -> (Ended, String) {
         // cargo sets it; the loader then looks for its libraries in dozens of places.
         .env_remove("LD_LIBRARY_PATH")
         .output();
-    let output: Output = output.unwrap_or_else(|error| panic!("strace does not start ({error}): install it with «apt-get install strace»"));
+    let output: Output = output.unwrap_or_else(|error| {
+        panic!("{program:?} does not start ({error}): install it with «apt-get install strace util-linux coreutils»")
+    });
     let told = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
