@@ -394,11 +394,15 @@ rec {
   # Types that the agent mounts when it is the whole stage 1.
   standaloneTypes = [
     "auto"
+    "bcachefs"
     "btrfs"
+    "exfat"
     "ext2"
     "ext3"
     "ext4"
+    "f2fs"
     "none"
+    "overlay"
     "tmpfs"
     "vfat"
     "xfs"

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
@@ -123,7 +123,8 @@ fn rw_store(settings: &Settings, disks: &mut Disks<'_>) -> Result<RwStore> {
 /// # Errors
 /// If a required one cannot be mounted.
 pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_>, log: &mut MountLog, report: &mut Report) -> Result<()> {
-    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, disks), log)?;
+    let started = Instant::now();
+    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log)?;
     for EntryOutcome { mount_point, outcome, .. } in outcomes {
         if let Outcome::Missing { reason } = outcome {
             report.warn(format!(
@@ -139,17 +140,24 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_
     }
 }
 
-fn find_device(entry: &MountEntry, disks: &mut Disks<'_>) -> Result<FoundDevice> {
+fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> Result<FoundDevice> {
     let name = entry.device().context("the entry names no device")?;
-    let device = disks.find(name, entry.timeout().unwrap_or(DEVICE_WAIT))?;
+    let limit = entry.timeout().unwrap_or(DEVICE_WAIT);
+    let device = disks.find_since(name, started, limit)?;
     let fs_type = file_system_of(&device).ok();
+    let degraded = entry.options().file_system.iter().any(|option| option.key == "degraded");
+    let members = disks.members(&device, degraded, started, limit)?;
     match entry.kind() {
         MountKind::Device(DeviceFs::Auto) => fs_type.iter().for_each(|name| disks.load_file_system(name)),
         MountKind::Device(fs) => disks.load_file_system(fs.name()),
-        MountKind::Tmpfs | MountKind::Bind { .. } | MountKind::Systemds { .. } => {}
+        MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Systemds { .. } => {}
     }
     Ok(FoundDevice {
         path: device.path,
         fs_type,
+        members: match members.as_slice() {
+            [_] => Vec::new(),
+            members => members.iter().map(|member| member.path.clone()).collect(),
+        },
     })
 }

@@ -10,7 +10,7 @@ pub mod probe;
 pub mod resolve;
 pub mod table;
 
-pub use find::{FindError, Progress, wait_for};
+pub use find::{FindError, Progress, wait_for, wait_for_members};
 pub use name::DeviceName;
 pub use observe::{BlockDevice, Partition, observe};
-pub use resolve::{Match, resolve, siblings};
+pub use resolve::{Match, Members, members, resolve};
