@@ -72,6 +72,11 @@ impl<'a> Disks<'a> {
         Ok((disks, oddities))
     }
 
+    /// Which part of stage 1 this is.
+    pub const fn mode(&self) -> Mode {
+        self.stage.mode
+    }
+
     /// Waits for a device, loading drivers meanwhile.
     ///
     /// # Errors

@@ -42,6 +42,9 @@ pub struct FileSystemEntry {
     /// With which mode and owner the source of a bind is made where it does not exist yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create: Option<Create>,
+    /// Not to be checked before it is mounted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_check: bool,
 }
 
 fn auto() -> String {
@@ -222,6 +225,7 @@ pub struct MountEntry {
     need: Need,
     timeout: Option<Duration>,
     create: Ownership,
+    no_check: bool,
 }
 
 /// Why an entry cannot be mounted, and what to do about it.
@@ -310,7 +314,13 @@ impl MountEntry {
             need,
             timeout,
             create,
+            no_check: entry.no_check,
         })
+    }
+
+    /// Whether its file system is mounted without a check.
+    pub const fn no_check(&self) -> bool {
+        self.no_check
     }
 
     /// Where it is mounted in the system: absolute, without `.` and `..`.

@@ -84,6 +84,19 @@ pub struct MountOptions {
     pub requires_mounts_for: Vec<String>,
 }
 
+impl MountOptions {
+    /// Makes mount and superblock read-only, whatever was asked for.
+    pub fn make_read_only(&mut self) {
+        self.attributes.read_only = true;
+        if !self.file_system.iter().any(|option| option.key == "ro") {
+            self.file_system.push(FsOption {
+                key: "ro".to_owned(),
+                value: None,
+            });
+        }
+    }
+}
+
 /// A word that cannot be done, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedOption {

@@ -114,6 +114,7 @@ mod tests {
             need: None,
             timeout: None,
             create: None,
+            no_check: false,
         }
     }
 

@@ -12,6 +12,7 @@ use rustix::fs::fstat;
 use serde::Serialize;
 
 use crate::mount::below::{Below, is_folder, is_mount_root};
+use crate::mount::check::{self, Checked, check};
 use crate::mount::entry::{DeviceFs, Layers, MountEntry, MountKind, Need, Ownership};
 use crate::mount::fs_context::{DetachedMount, FsContext};
 use crate::mount::mount_log::MountLog;
@@ -32,6 +33,8 @@ pub struct FoundDevice {
     pub fs_type: Option<String>,
     /// All devices of its file system, where that is a btrfs on several; else nothing.
     pub members: Vec<PathBuf>,
+    /// The root below which the programs are that check it first; nothing: it is not checked.
+    pub check_by: Option<PathBuf>,
 }
 
 /// How an entry came out.
@@ -57,6 +60,9 @@ pub struct EntryOutcome {
     pub need: Need,
     /// How it came out.
     pub outcome: Outcome,
+    /// Its device and what the check of it came to, where it was checked for this entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checked: Option<(PathBuf, String)>,
 }
 
 /// Mounts `entries`, which [`order`](crate::mount::order::order) has ordered. `device` finds the device of an entry, waiting as long as the entry allows.
@@ -76,9 +82,17 @@ pub fn apply(
     let mut outcomes = Vec::with_capacity(entries.len());
     let mut places = Places::default();
     for entry in entries {
+        let on_disk = disks.remove(entry.mount_point());
+        let checked = on_disk.as_ref().and_then(|mounted| {
+            let mounted = mounted.as_ref().ok()?;
+            mounted
+                .checked
+                .as_ref()
+                .map(|checked| (mounted.device.clone(), checked.to_string()))
+        });
         let result = match places.missing_above(entry) {
             Some(reason) => Err((anyhow::anyhow!(reason), false)),
-            None => attach_entry(&below, entry, disks.remove(entry.mount_point()), &places, log).map_err(|err| (err, true)),
+            None => attach_entry(&below, entry, on_disk, &places, log).map_err(|err| (err, true)),
         };
         let outcome = match (result, entry.need()) {
             (Ok(()), _) => Outcome::Mounted,
@@ -99,6 +113,7 @@ pub fn apply(
             mount_point: entry.mount_point().to_owned(),
             need: entry.need(),
             outcome,
+            checked,
         });
     }
     Ok(outcomes)
@@ -143,6 +158,7 @@ struct Mounted {
     mount: DetachedMount,
     device: PathBuf,
     fs: DeviceFs,
+    checked: Option<Checked>,
 }
 
 /// Mounts what is on disks, by mount point: what is on one disk in order, different disks at the same time.
@@ -159,9 +175,13 @@ fn mount_disks(on_disks: Vec<OnDisk<'_>>) -> Result<BTreeMap<PathBuf, Result<Mou
     }
     let groups: Vec<_> = by_device.into_values().collect();
     let mount_group = |group: &[(&MountEntry, DeviceFs, FoundDevice)]| -> Vec<(PathBuf, Result<Mounted>)> {
-        let mount =
-            |(entry, fs, found): &(&MountEntry, DeviceFs, FoundDevice)| (entry.mount_point().to_owned(), mount_disk(entry, *fs, found));
-        group.iter().map(mount).collect()
+        let mut mounted: Vec<(PathBuf, Result<Mounted>)> = Vec::new();
+        for (entry, fs, found) in group {
+            // It is checked once, before anything of it is mounted; what a check has refused is refused to all.
+            let first = !mounted.iter().any(|(_, result)| result.is_ok());
+            mounted.push((entry.mount_point().to_owned(), mount_disk(entry, *fs, found, first)));
+        }
+        mounted
     };
     std::thread::scope(|scope| {
         let (first, rest) = groups.split_first().map_or((None, &[][..]), |(first, rest)| (Some(first), rest));
@@ -186,13 +206,18 @@ fn mount_disks(on_disks: Vec<OnDisk<'_>>) -> Result<BTreeMap<PathBuf, Result<Mou
     })
 }
 
-fn mount_disk(entry: &MountEntry, fs: DeviceFs, found: &FoundDevice) -> Result<Mounted> {
+fn mount_disk(entry: &MountEntry, fs: DeviceFs, found: &FoundDevice, first: bool) -> Result<Mounted> {
     let fs = resolve_type(fs, found)?;
+    let checked = match &found.check_by {
+        Some(root) if first => check(root, &found.path, fs, check::LIMIT).context("checking its file system")?,
+        Some(_) | None => None,
+    };
     let mount = system::mount_devices(&found.path, &found.members, fs, entry.options())?;
     Ok(Mounted {
         mount,
         device: found.path.clone(),
         fs,
+        checked,
     })
 }
 
@@ -228,7 +253,7 @@ fn attach_entry(below: &Below, entry: &MountEntry, on_disk: Option<Result<Mounte
     let inside = entry.mount_point();
     match entry.kind() {
         MountKind::Device(_) => {
-            let Mounted { mount, device, fs } = on_disk.context("its device was not looked for")??;
+            let Mounted { mount, device, fs, .. } = on_disk.context("its device was not looked for")??;
             let source = device.display().to_string();
             match &entry.options().subdir {
                 Some(subdir) => system::attach_subdir(below, &mount, subdir, inside, &source, fs.name(), log),
