@@ -395,11 +395,15 @@ rec {
   # Types that the agent mounts when it is the whole stage 1.
   standaloneTypes = [
     "auto"
+    "bcachefs"
     "btrfs"
+    "exfat"
     "ext2"
     "ext3"
     "ext4"
+    "f2fs"
     "none"
+    "overlay"
     "tmpfs"
     "vfat"
     "xfs"
@@ -421,7 +425,28 @@ rec {
       need = extra.need or null;
       timeout = extra.timeout or null;
       create = if extra.create or null == null then null else withoutNull extra.create;
+      noCheck = if entry.noCheck or false then true else null;
     };
+
+  # Programs that a standalone initrd needs, by name → package and program in it, for file systems of these types. xfs, btrfs and bcachefs check themselves
+  # when they are mounted.
+  checkers =
+    types:
+    listToAttrs (
+      map (type: {
+        name = "fsck.${type}";
+        value =
+          {
+            ext2 = "e2fsprogs";
+            ext3 = "e2fsprogs";
+            ext4 = "e2fsprogs";
+            exfat = "exfatprogs";
+            f2fs = "f2fs-tools";
+            vfat = "dosfstools";
+          }
+          .${type};
+      }) (filter (type: elem type [ "ext2" "ext3" "ext4" "exfat" "f2fs" "vfat" ]) types)
+    );
 
   # The agent's setting fileSystems. entries: those of NixOS that stage 1 needs; extras: by mount point.
   agentFileSystems =

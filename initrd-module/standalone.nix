@@ -7,6 +7,7 @@
 }:
 let
   cfg = config.boot.freshroot;
+  fresh = cfg.lib;
   fileSystemModules =
     lib.filter
       (
@@ -22,22 +23,31 @@ let
           map (entry: entry.fsType) cfg.internal.neededForBoot ++ [ (cfg.settings.cache.fsType or "auto") ]
         )
       );
+  cacheDevice = cfg.settings.cache.device or null;
+  cacheType = cfg.settings.cache.fsType or "auto";
   # «auto» is found out on the machine: then all that the agent mounts must be there.
-  types =
-    if
-      (cfg.settings.cache.fsType or "auto") == "auto" && (cfg.settings.cache.device or null) != null
-    then
-      lib.unique (
-        fileSystemModules
-        ++ [
-          "btrfs"
-          "ext4"
-          "vfat"
-          "xfs"
-        ]
-      )
-    else
-      fileSystemModules;
+  anyType =
+    (cacheDevice != null && cacheType == "auto")
+    || lib.any (entry: entry.fsType == "auto") cfg.internal.neededForBoot;
+  types = lib.unique (
+    fileSystemModules
+    ++ lib.optionals anyType [
+      "btrfs"
+      "ext4"
+      "vfat"
+      "xfs"
+    ]
+  );
+  # Exactly what the configuration needs, by program.
+  tools = fresh.checkers checkedTypes;
+  checkedTypes = lib.unique (
+    lib.optional (cacheDevice != null) cacheType
+    ++ map (entry: entry.fsType) (lib.filter (entry: !(entry.noCheck or false)) cfg.internal.neededForBoot)
+    ++ lib.optionals anyType [
+      "ext4"
+      "vfat"
+    ]
+  );
   fatCodepages = lib.optionals (lib.elem "vfat" types) [
     "nls_cp437"
     "nls_iso8859_1"
@@ -102,6 +112,11 @@ let
         target = "/lib";
       }
     ]
+    ++ lib.mapAttrsToList (program: package: {
+      # With the libraries that it is linked with.
+      source = "${lib.getBin pkgs.${package}}/bin/${program}";
+      target = "/bin/${program}";
+    }) tools
     ++ lib.optional cfg.internal.https {
       source = cfg.initrd.caBundle;
       target = "/etc/freshroot/ca-bundle.crt";

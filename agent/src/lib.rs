@@ -34,6 +34,7 @@ pub mod settings;
 pub mod stage_2;
 pub mod store_path;
 pub mod sys;
+pub mod tool;
 pub mod uevent;
 pub mod verify;
 

@@ -272,6 +272,13 @@ fn mount(entry: &MountEntry) -> String {
     let what = match entry.kind() {
         MountKind::Device(fs) => format!("{} on {}", fs.name(), entry.device().unwrap_or_default()),
         MountKind::Tmpfs => "tmpfs".to_owned(),
+        MountKind::Overlay(layers) => {
+            let lower: Vec<String> = layers.lower.iter().map(|path| path.display().to_string()).collect();
+            match &layers.upper {
+                Some((upper, _)) => format!("overlay of {} with writes to {}", lower.join(", "), upper.display()),
+                None => format!("overlay of {}", lower.join(", ")),
+            }
+        }
         MountKind::Systemds { fs_type } => format!("by systemd: {fs_type} on {}", entry.device().unwrap_or("nothing")),
         MountKind::Bind { source, recursive: false } => format!("bind of {}", source.display()),
         MountKind::Bind { source, recursive: true } => format!("bind of {} and what is mounted below it", source.display()),
@@ -285,6 +292,17 @@ fn mount(entry: &MountEntry) -> String {
             None => option.key.clone(),
         })
         .collect();
+    if matches!(entry.kind(), MountKind::Overlay(_)) {
+        // Said above.
+        details.retain(|detail| !detail.contains("dir="));
+    }
+    details.extend(
+        entry
+            .options()
+            .subdir
+            .iter()
+            .map(|folder| format!("the folder {} alone", folder.display())),
+    );
     match entry.need() {
         Need::Required => {}
         Need::Degraded => details.push("the boot goes on without it, as degraded".to_owned()),

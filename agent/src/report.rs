@@ -90,6 +90,15 @@ pub struct Step {
     pub outcome: String,
 }
 
+/// The check of a file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// The device it is on.
+    pub device: String,
+    /// What it came to.
+    pub result: String,
+}
+
 /// What went wrong, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -147,6 +156,9 @@ pub struct Report {
     pub requests: u64,
     /// Steps in order.
     pub steps: Vec<Step>,
+    /// Disks whose file system was checked before it was mounted.
+    #[serde(default)]
+    pub checks: Vec<Check>,
     /// What was odd.
     pub warnings: Vec<String>,
     /// Why it failed.
@@ -173,6 +185,7 @@ impl Report {
             bytes: Bytes::default(),
             requests: 0,
             steps: Vec::new(),
+            checks: Vec::new(),
             warnings: Vec::new(),
             error: None,
             failures_before: 0,
@@ -197,6 +210,15 @@ impl Report {
             outcome,
         });
         result
+    }
+
+    /// Notes what the check of a file system came to.
+    pub fn check(&mut self, device: &std::path::Path, result: String) {
+        log::info!("{}: {result}", device.display());
+        self.checks.push(Check {
+            device: device.display().to_string(),
+            result,
+        });
     }
 
     /// Warns, and remembers it.
@@ -290,6 +312,10 @@ impl std::fmt::Display for Report {
             let title = if number == 0 { "steps:" } else { "" };
             let failed = if outcome == "ok" { String::new() } else { format!(": {outcome}") };
             writeln!(f, "{title:<11}{milliseconds:>6} ms {step}{failed}")?;
+        }
+        for (number, Check { device, result }) in self.checks.iter().enumerate() {
+            let title = if number == 0 { "checks:" } else { "" };
+            writeln!(f, "{title:<11}{device}: {result}")?;
         }
         for warning in &self.warnings {
             writeln!(f, "warning:   {warning}")?;

@@ -340,6 +340,7 @@ fn survives(fs_type: &str, mkfs: &[&str], megabytes: u64, fs_options: &str, subv
             let found = FoundDevice {
                 path: device.path().to_owned(),
                 fs_type: Some(fs_type.to_owned()),
+                ..FoundDevice::default()
             };
             held.push(device);
             Ok(found)
@@ -394,7 +395,7 @@ fn a_device_that_is_read_only_is_not_written_to() {
     let mut find = |_: &MountEntry| {
         Ok(FoundDevice {
             path: device.path().to_owned(),
-            fs_type: None,
+            ..FoundDevice::default()
         })
     };
     let list = entries(r#"[{"mountPoint": "/data", "device": "x", "fsType": "ext4", "options": ["ro", "noload"]}]"#);

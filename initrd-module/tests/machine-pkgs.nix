@@ -111,7 +111,22 @@ rec {
   # The machine has them.
   nothing = build "nothing" { } ''mkdir "$out"'';
   squashfsTools = nothing;
-  dosfstools = nothing;
+  # Programs of a standalone initrd, by name alone; for the ISO the machine has them.
+  programs =
+    name: list:
+    build name { inherit list; } ''
+      mkdir -p "$out/bin"
+      for program in $list; do echo program >"$out/bin/$program"; done
+    '';
+  cryptsetup = programs "cryptsetup" [ "cryptsetup" ];
+  dosfstools = programs "dosfstools" [ "fsck.vfat" ];
+  e2fsprogs = programs "e2fsprogs" [
+    "fsck.ext2"
+    "fsck.ext3"
+    "fsck.ext4"
+  ];
+  lvm2 = programs "lvm2" [ "lvm" ];
+  mdadm = programs "mdadm" [ "mdadm" ];
   mtools = nothing;
   xorriso = nothing;
   grub2 = build "grub" { } ''

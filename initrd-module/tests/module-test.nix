@@ -378,6 +378,32 @@ support.lines (
         "/lib"
       ]
     )
+    (equal "a standalone initrd holds the programs that check its disks, and no others"
+      (lib.filter (lib.hasPrefix "/bin/") (
+        map (one: one.target)
+          (eval [
+            diskless
+            (freshroot {
+              cache = {
+                device = "/dev/disk/by-partlabel/cache";
+                fsType = "ext4";
+              };
+              persist."/boot" = {
+                device = "/dev/disk/by-label/ESP";
+                fsType = "vfat";
+              };
+              persist."/data" = {
+                device = "/dev/disk/by-label/data";
+                fsType = "xfs";
+              };
+            })
+          ]).system.build.freshroot.initrd.contents
+      ))
+      [
+        "/bin/fsck.ext4"
+        "/bin/fsck.vfat"
+      ]
+    )
     (equal "a standalone initrd has a CA bundle where a URL begins with https"
       (map (one: one.target)
         (eval [

@@ -155,6 +155,13 @@ in
       closureInfo = _: "/nix/store/00000000000000000000000000000000-closure-info";
       cacert = "/nix/store/00000000000000000000000000000000-cacert";
       coreutils = program "coreutils";
+      cryptsetup = program "cryptsetup";
+      dosfstools = program "dosfstools";
+      e2fsprogs = program "e2fsprogs";
+      exfatprogs = program "exfatprogs";
+      f2fs-tools = program "f2fs-tools";
+      lvm2 = program "lvm2";
+      mdadm = program "mdadm";
       emptyDirectory = "/nix/store/00000000000000000000000000000000-empty";
       hello = "/nix/store/00000000000000000000000000000000-hello";
       squashfsTools = "/nix/store/00000000000000000000000000000000-squashfs";

@@ -229,8 +229,8 @@ fn find_cache(stage: &Stage, settings: &Settings, disks: &mut Disks<'_>, report:
         return None;
     }
     let mounted = stage.cache();
-    let found = report.step("cache", |_| {
-        mount_cache(&mounted, settings, disks)?;
+    let found = report.step("cache", |report| {
+        mount_cache(&mounted, settings, disks, report)?;
         open_cache(&cache_folder(&mounted, settings))
     });
     match found {

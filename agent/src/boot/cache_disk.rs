@@ -5,17 +5,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use super::ROOT;
 use super::disks::{Disks, file_system_of};
 use crate::cache::{Cache, atomic};
+use crate::mode::Mode;
+use crate::mount::check::{self, check};
 use crate::mount::entry::DeviceFs;
 use crate::mount::{fs_context::FsError, options, system};
+use crate::report::Report;
 use crate::settings::Settings;
 
 /// Mounts the cache disk at `at`; where it cannot be written, for reading only.
 ///
 /// # Errors
 /// If its file system is none that is mounted here, or the kernel refuses.
-pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>) -> Result<PathBuf> {
+pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>, report: &mut Report) -> Result<PathBuf> {
     let cache = &settings.cache;
     let name = cache.device.as_ref().context("no cache.device is configured")?;
     let device = disks.find(name, cache.wait)?;
@@ -32,6 +36,19 @@ pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>) -> Res
         )
     })?;
     let mut options = options::split(&cache.options)?;
+    // In systemd's stage 1 systemd-fsck comes before the agent.
+    if disks.mode() == Mode::Standalone {
+        match check(Path::new(ROOT), &device.path, fs, check::LIMIT) {
+            Ok(Some(checked)) => report.check(&device.path, checked.to_string()),
+            Ok(None) => {}
+            // What is read from it is verified, wherever it comes from.
+            Err(error) => {
+                report.check(&device.path, format!("{error:#}"));
+                report.warn(format!("the cache is mounted for reading only: {error:#}"));
+                options.make_read_only();
+            }
+        }
+    }
     std::fs::create_dir_all(at).with_context(|| format!("making {}", at.display()))?;
     let mounted = match system::mount_device(&device.path, fs, &options) {
         Err(error) if is_read_only(&error) && !options.attributes.read_only => {
@@ -39,7 +56,7 @@ pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>) -> Res
                 "{} cannot be written ({error:#}): it is mounted for reading only",
                 device.path.display()
             );
-            options.attributes.read_only = true;
+            options.make_read_only();
             system::mount_device(&device.path, fs, &options)?
         }
         other => other?,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Stage;
 use crate::cmdline::CommandLine;
-use crate::device::find::{Progress, wait_for};
+use crate::device::find::{FindError, Progress, wait_for, wait_for_members};
 use crate::device::name::DeviceName;
 use crate::device::observe::BlockDevice;
 use crate::kmod::{self, Loader, Options};
@@ -72,17 +72,72 @@ impl<'a> Disks<'a> {
         Ok((disks, oddities))
     }
 
+    /// Which part of stage 1 this is.
+    pub const fn mode(&self) -> Mode {
+        self.stage.mode
+    }
+
     /// Waits for a device, loading drivers meanwhile.
     ///
     /// # Errors
     /// If no device, or more than one, has this name when `limit` is over.
     pub fn find(&mut self, name: &str, limit: Duration) -> Result<BlockDevice> {
+        self.find_since(name, Instant::now(), limit)
+    }
+
+    /// As [`Disks::find`], with the limit counted from `started`: of several devices that are waited for, none has to wait for the time of another.
+    ///
+    /// # Errors
+    /// As of [`Disks::find`].
+    pub fn find_since(&mut self, name: &str, started: Instant, limit: Duration) -> Result<BlockDevice> {
         let name: DeviceName = name.parse()?;
         ensure!(
             self.stage.mode == Mode::Systemd || !name.needs_udev(),
             "{name} is a link that udev makes, which does not run here; use the label or the UUID that `blkid` prints"
         );
-        let started = Instant::now();
+        let shown = name.to_string();
+        self.wait(&shown, started, limit, |root, until, events, progress| {
+            wait_for(root, &name, until, events, progress)
+        })
+    }
+
+    /// All devices of the file system on `device`, itself first. With `degraded`, at the end of the limit those that are there.
+    ///
+    /// # Errors
+    /// If one is missing, or there twice.
+    pub fn members(&mut self, device: &BlockDevice, degraded: bool, started: Instant, limit: Duration) -> Result<Vec<BlockDevice>> {
+        if device
+            .content
+            .signature()
+            .is_none_or(|signature| signature.devices.is_none_or(|count| count < 2))
+        {
+            return Ok(vec![device.clone()]);
+        }
+        self.wait(
+            "all devices of a btrfs",
+            started,
+            limit,
+            |root, until, events, progress| match wait_for_members(root, device, until, events, progress) {
+                Err(FindError::Fewer { there, of }) if degraded => {
+                    log::warn!(
+                        "of {of} devices of the btrfs on {device} there are {}: it is mounted without the others",
+                        there.len()
+                    );
+                    Ok(there)
+                }
+                other => other,
+            },
+        )
+    }
+
+    /// Waits in one way or another, loading drivers meanwhile.
+    fn wait<T>(
+        &mut self,
+        name: &str,
+        started: Instant,
+        limit: Duration,
+        how: impl FnOnce(&Path, Instant, &mut Socket, &mut dyn FnMut(Progress<'_>)) -> Result<T, FindError>,
+    ) -> Result<T> {
         let mut told = started;
         let (loader, root, stage) = (&mut self.loader, &self.root, self.stage);
         let mut on_progress = |progress: Progress<'_>| match progress {
@@ -108,7 +163,7 @@ impl<'a> Disks<'a> {
             }
         };
         let events = &mut self.events;
-        let wait = || wait_for(root, &name, started + limit, events, &mut on_progress);
+        let wait = || how(root, started + limit, events, &mut on_progress);
         Ok(stage.deadline.moved_within(limit, wait)?)
     }
 

@@ -1,13 +1,13 @@
 //! The new root: what is mounted below `/sysroot`, from a verified image to the persistent entries.
 
 use std::os::fd::AsFd as _;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::Stage;
 use super::disks::{Disks, file_system_of};
+use super::{ROOT, Stage};
 use crate::foreign;
 use crate::mode::Mode;
 use crate::mount::entry::{DeviceFs, FileSystemEntry, MountEntry, MountKind};
@@ -123,8 +123,18 @@ fn rw_store(settings: &Settings, disks: &mut Disks<'_>) -> Result<RwStore> {
 /// # Errors
 /// If a required one cannot be mounted.
 pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_>, log: &mut MountLog, report: &mut Report) -> Result<()> {
-    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, disks), log)?;
-    for EntryOutcome { mount_point, outcome, .. } in outcomes {
+    let started = Instant::now();
+    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log)?;
+    for EntryOutcome {
+        mount_point,
+        outcome,
+        checked,
+        ..
+    } in outcomes
+    {
+        if let Some((device, result)) = checked {
+            report.check(&device, result);
+        }
         if let Outcome::Missing { reason } = outcome {
             report.warn(format!(
                 "{} is missing: {reason}; an empty read-only tmpfs named {} stands there",
@@ -139,17 +149,38 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_
     }
 }
 
-fn find_device(entry: &MountEntry, disks: &mut Disks<'_>) -> Result<FoundDevice> {
+/// Whether the file system on a device is mounted already, as the cache's is where both are on one disk: it was checked then.
+fn is_mounted(number: (u32, u32)) -> bool {
+    let numbers = format!("{}:{}", number.0, number.1);
+    match std::fs::read_to_string(Path::new(ROOT).join("proc/self/mountinfo")) {
+        Ok(text) => text.lines().any(|line| line.split(' ').nth(2) == Some(numbers.as_str())),
+        Err(error) => {
+            log::warn!("looking what is mounted: {error}");
+            false
+        }
+    }
+}
+
+fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> Result<FoundDevice> {
     let name = entry.device().context("the entry names no device")?;
-    let device = disks.find(name, entry.timeout().unwrap_or(DEVICE_WAIT))?;
+    let limit = entry.timeout().unwrap_or(DEVICE_WAIT);
+    let device = disks.find_since(name, started, limit)?;
     let fs_type = file_system_of(&device).ok();
+    let degraded = entry.options().file_system.iter().any(|option| option.key == "degraded");
+    let members = disks.members(&device, degraded, started, limit)?;
     match entry.kind() {
         MountKind::Device(DeviceFs::Auto) => fs_type.iter().for_each(|name| disks.load_file_system(name)),
         MountKind::Device(fs) => disks.load_file_system(fs.name()),
-        MountKind::Tmpfs | MountKind::Bind { .. } | MountKind::Systemds { .. } => {}
+        MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Systemds { .. } => {}
     }
     Ok(FoundDevice {
         path: device.path,
         fs_type,
+        members: match members.as_slice() {
+            [_] => Vec::new(),
+            members => members.iter().map(|member| member.path.clone()).collect(),
+        },
+        // In systemd's stage 1 no entry of ours is on a disk.
+        check_by: (!entry.no_check() && !is_mounted(device.number)).then(|| PathBuf::from(ROOT)),
     })
 }

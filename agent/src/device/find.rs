@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::name::DeviceName;
 use super::observe::{BlockDevice, observe_again};
-use super::resolve::{Match, resolve};
+use super::resolve::{Match, Members, members, resolve};
 use crate::uevent::{Received, Source, Uevent};
 
 /// How often it is looked again before a decision because more devices came in the meantime. A device that sends events without end is not to
@@ -41,6 +41,18 @@ pub enum FindError {
         name: DeviceName,
         /// The device that bears it.
         device: Box<BlockDevice>,
+    },
+    /// Devices of a file system that has several are missing at the deadline.
+    Fewer {
+        /// Those that are there.
+        there: Vec<BlockDevice>,
+        /// How many there are to be.
+        of: u64,
+    },
+    /// A device of a file system that has several is there twice.
+    Twice {
+        /// The two.
+        devices: Vec<BlockDevice>,
     },
     /// Devices cannot be looked at, or their events not be followed.
     Io {
@@ -76,6 +88,17 @@ impl fmt::Display for FindError {
                     device.path.display()
                 )
             }
+            Self::Fewer { there, of } => write!(
+                f,
+                "the file system has {of} devices, and of these there are {}: {}; connect the others, or give the option «degraded»",
+                there.len(),
+                list(there)
+            ),
+            Self::Twice { devices } => write!(
+                f,
+                "two devices are the same part of one btrfs: {}; unplug the copy, or give it an id of its own with `btrfstune -u`",
+                list(devices)
+            ),
             Self::Io { doing, error } => write!(f, "{doing}: {error}"),
         }
     }
@@ -85,7 +108,7 @@ impl std::error::Error for FindError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io { error, .. } => Some(error),
-            Self::NotFound { .. } | Self::Ambiguous { .. } | Self::Unsupported { .. } => None,
+            Self::NotFound { .. } | Self::Ambiguous { .. } | Self::Unsupported { .. } | Self::Fewer { .. } | Self::Twice { .. } => None,
         }
     }
 }
@@ -119,6 +142,63 @@ pub fn wait_for(
     events: &mut impl Source,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<BlockDevice, FindError> {
+    let judge = |seen: &[BlockDevice]| resolve(name, seen);
+    let (found, seen) = wait_until(root, deadline, events, progress, &judge)?;
+    conclude(name, found, seen)
+}
+
+/// Waits until all devices of the file system on `device` are there, itself among them: a btrfs may have several.
+///
+/// # Errors
+/// [`FindError`]: it is not whole at the deadline, or one of them is there twice.
+pub fn wait_for_members(
+    root: &Path,
+    device: &BlockDevice,
+    deadline: Instant,
+    events: &mut impl Source,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Vec<BlockDevice>, FindError> {
+    let judge = |seen: &[BlockDevice]| members(device, seen);
+    match wait_until(root, deadline, events, progress, &judge)?.0 {
+        Members::All(devices) => Ok(devices),
+        Members::Fewer { there, of } => Err(FindError::Fewer { there, of }),
+        Members::Twice(devices) => Err(FindError::Twice { devices }),
+    }
+}
+
+/// What a look at the devices comes to.
+trait Judgement {
+    /// Whether there is nothing to wait for any more.
+    fn decided(&self) -> bool;
+    /// Whether it is what was wanted.
+    fn good(&self) -> bool;
+}
+
+impl Judgement for Match {
+    fn decided(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+    fn good(&self) -> bool {
+        matches!(self, Self::One(_))
+    }
+}
+
+impl Judgement for Members {
+    fn decided(&self) -> bool {
+        !matches!(self, Self::Fewer { .. })
+    }
+    fn good(&self) -> bool {
+        matches!(self, Self::All(_))
+    }
+}
+
+fn wait_until<T: Judgement>(
+    root: &Path,
+    deadline: Instant,
+    events: &mut impl Source,
+    progress: &mut dyn FnMut(Progress<'_>),
+    judge: &dyn Fn(&[BlockDevice]) -> T,
+) -> Result<(T, Vec<BlockDevice>), FindError> {
     let mut seen = Vec::new();
     let mut changed = Some(BTreeSet::new());
     let mut looks = 0;
@@ -127,11 +207,11 @@ pub fn wait_for(
         // Nothing known before is used where events were lost.
         seen = look(root, if changed.is_some() { &seen } else { &[] }, &changed.unwrap_or_default())?;
         looks += 1;
-        let found = resolve(name, &seen);
-        if !matches!(found, Match::One(_)) {
+        let found = judge(&seen);
+        if !found.good() {
             progress(Progress::Looked(&seen));
         }
-        let decided = !matches!(found, Match::None);
+        let decided = found.decided();
         if !decided {
             looks = 0;
         }
@@ -141,7 +221,7 @@ pub fn wait_for(
         match news {
             News::Changed(names) if again => changed = Some(names),
             News::Lost if again => changed = None,
-            News::Changed(_) | News::Lost | News::Nothing if decided || last => return conclude(name, found, seen),
+            News::Changed(_) | News::Lost | News::Nothing if decided || last => return Ok((found, seen)),
             News::Changed(_) | News::Lost | News::Nothing => {
                 last = true;
                 changed = None;

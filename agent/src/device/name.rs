@@ -29,14 +29,14 @@ pub enum DeviceName {
     Path(PathBuf),
 }
 
-/// Folders `/dev/disk/by-…` whose links only udev can make.
+/// Folders `/dev/disk/by-…` whose links name a disk and not what is on it.
 const UDEVS: [&str; 4] = ["id", "path", "diskseq", "loop-ref"];
 
 impl DeviceName {
-    /// Whether nobody but udev makes the path.
+    /// Whether nobody but udev knows what the path means; `by-id`, `by-path` and `by-diskseq` are told from sysfs too.
     pub fn needs_udev(&self) -> bool {
         match self {
-            Self::Path(path) => path.starts_with("/dev/disk"),
+            Self::Path(path) => path.starts_with("/dev/disk/by-loop-ref"),
             Self::Label(_) | Self::Uuid(_) | Self::PartLabel(_) | Self::PartUuid(_) => false,
         }
     }

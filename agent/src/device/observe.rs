@@ -43,7 +43,7 @@ pub struct BlockDevice {
     pub holders: Vec<String>,
     /// Name and uuid that the device mapper has for it.
     pub mapping: Option<Mapping>,
-    /// Links below `/dev` that udev made to it, where there is udev.
+    /// Links below `/dev` that udev made to it, or would make in `/dev/disk/by-id` and `by-path` where there is none.
     pub links: Vec<PathBuf>,
     /// What is on it.
     pub content: Content,
@@ -197,12 +197,15 @@ impl Sysfs {
             size: number_in::<u64>(&folder, "size")?.saturating_mul(SECTOR),
             read_only: number_in::<u8>(&folder, "ro") == Some(1),
             removable: number_in::<u8>(disk, "removable") == Some(1),
-            partition,
             start: number_in(&folder, "start").unwrap_or(0),
             logical_sector: number_in(disk, "queue/logical_block_size").unwrap_or(512),
             holders,
             mapping,
-            links: links(&fs::read_to_string(root.join(format!("run/udev/data/b{number}"))).unwrap_or_default()),
+            links: match fs::read_to_string(root.join(format!("run/udev/data/b{number}"))) {
+                Ok(record) => links(&record),
+                Err(_) => without_udev(root, name, disk, partition.as_ref().map(|(number, _)| *number)),
+            },
+            partition,
         })
     }
 
@@ -292,8 +295,23 @@ fn links(record: &str) -> Vec<PathBuf> {
     links.map(|link| Path::new("/dev").join(link)).collect()
 }
 
+/// The links of a device that no udev has a record of: those that its disk's attributes give, and those that `mdadm` makes by itself then.
+fn without_udev(root: &Path, name: &str, disk: &Path, partition: Option<u32>) -> Vec<PathBuf> {
+    let mut links = super::links::links(disk, number_in(disk, "diskseq"), partition);
+    if name.starts_with("md")
+        && let Ok(entries) = fs::read_dir(root.join("dev/md"))
+    {
+        let named = entries.flatten().filter(|entry| {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            target.file_name().is_some_and(|target| target == name)
+        });
+        links.extend(named.map(|entry| Path::new("/dev/md").join(entry.file_name())));
+    }
+    links
+}
+
 /// An attribute's text, if it is there. Absence is an answer in sysfs: `partition` exists in partitions only.
-fn attribute(folder: &Path, name: &str) -> Option<String> {
+pub(super) fn attribute(folder: &Path, name: &str) -> Option<String> {
     fs::read_to_string(folder.join(name)).map_or(None, |text| Some(text.trim_end().to_owned()))
 }
 
@@ -341,6 +359,10 @@ mod tests {
         device(root.path(), "virtual/md127", &[("dev", "9:127"), ("size", "8")], &squashfs());
         let links = || observe(root.path()).unwrap().remove(0).links;
         assert!(links().is_empty());
+        fs::create_dir(root.path().join("dev/md")).unwrap();
+        std::os::unix::fs::symlink("../md127", root.path().join("dev/md/alone")).unwrap();
+        std::os::unix::fs::symlink("../md126", root.path().join("dev/md/other")).unwrap();
+        assert_eq!(links(), [Path::new("/dev/md/alone")], "that of mdadm, where there is no udev");
         fs::create_dir_all(root.path().join("run/udev/data")).unwrap();
         fs::write(
             root.path().join("run/udev/data/b9:127"),

@@ -31,7 +31,7 @@ pub enum Match {
 /// | is a disk with partitions and holds an ISO 9660 image, as a stick does that one was written to | yes, unless one of its partitions has the name |
 /// | has a holder that carries the same signature (multipath, RAID 1) | no: the holder counts |
 /// | carries signatures that exclude one another, one of that name | refused |
-/// | is one of several of a single btrfs | the first by name; the others are its [`siblings`] |
+/// | is one of several of a single btrfs | the first by name; [`members`] has all |
 ///
 /// A partition label or id counts unless a device made of the partition is a copy of it. A path means the node of that name, whatever it holds.
 pub fn resolve(name: &DeviceName, devices: &[BlockDevice]) -> Match {
@@ -60,21 +60,54 @@ pub fn resolve(name: &DeviceName, devices: &[BlockDevice]) -> Match {
     }
 }
 
-/// The other devices of the btrfs that is on `device`, for its `device=` mount options: without udev nobody else tells the kernel of them.
-pub fn siblings<'a>(device: &BlockDevice, devices: &'a [BlockDevice]) -> Vec<&'a BlockDevice> {
+/// The devices of one file system, as far as they are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Members {
+    /// All of them; of most file systems that is one.
+    All(Vec<BlockDevice>),
+    /// Fewer than the file system says that it has.
+    Fewer {
+        /// Those that are there.
+        there: Vec<BlockDevice>,
+        /// How many there are to be.
+        of: u64,
+    },
+    /// One of them is there twice, as a copy that was made block by block: the kernel would take the one that it saw last.
+    Twice(Vec<BlockDevice>),
+}
+
+/// The devices of the file system that is on `device`, itself first. A btrfs may have several, and without udev nobody else tells the kernel of them.
+pub fn members(device: &BlockDevice, devices: &[BlockDevice]) -> Members {
     let of = |device: &BlockDevice| {
-        device
-            .content
-            .signature()
-            .filter(|signature| signature.kind == Kind::Btrfs)
-            .cloned()
+        let signature = device.content.signature().filter(|signature| signature.kind == Kind::Btrfs);
+        signature.cloned()
     };
-    let Some(own) = of(device) else { return Vec::new() };
-    devices
+    let Some(own) = of(device) else {
+        return Members::All(vec![device.clone()]);
+    };
+    let named: Vec<&BlockDevice> = devices
         .iter()
-        .filter(|other| other.name != device.name && !other.partitioned)
-        .filter(|other| of(other).is_some_and(|signature| signature.uuid == own.uuid && signature.device_uuid != own.device_uuid))
-        .collect()
+        .filter(|other| !other.partitioned && of(other).is_some_and(|signature| signature.uuid == own.uuid))
+        .collect();
+    let mut there = vec![device.clone()];
+    for other in &named {
+        if other.name == device.name || is_copied(other, &named) {
+            continue;
+        }
+        let id = |device: &BlockDevice| of(device).and_then(|signature| signature.device_uuid);
+        if let Some(same) = there.iter().find(|seen| id(seen) == id(other)) {
+            // Where `device` itself is what another is made of, that one was resolved, and the other way round.
+            if device.holders.contains(&other.name) || same.holders.contains(&other.name) {
+                continue;
+            }
+            return Members::Twice(vec![same.clone(), (*other).clone()]);
+        }
+        there.push((*other).clone());
+    }
+    match own.devices {
+        Some(of) if of > there.len() as u64 => Members::Fewer { there, of },
+        Some(_) | None => Members::All(there),
+    }
 }
 
 fn by_content(name: &DeviceName) -> bool {
@@ -192,6 +225,7 @@ mod tests {
             label: some(label),
             uuid: some(uuid),
             device_uuid: None,
+            devices: None,
         }
     }
 
@@ -338,13 +372,24 @@ mod tests {
         let devices = [btrfs("sda", "d1"), btrfs("sdb", "d2"), holding("sdc", Kind::Btrfs, "other", "f6")];
         assert_eq!(found("LABEL=pool", &devices), "sda");
         assert_eq!(found("UUID=f5", &devices), "sda");
-        assert_eq!(
-            siblings(&devices[0], &devices)
-                .iter()
-                .map(|device| device.name.as_str())
-                .collect::<Vec<_>>(),
-            ["sdb"]
-        );
+        let of = |count: u64, names: &[(&str, &str)]| -> String {
+            let mut devices: Vec<BlockDevice> = names.iter().map(|(name, id)| btrfs(name, id)).collect();
+            for device in &mut devices {
+                if let Content::Known(signature) = &mut device.content {
+                    signature.devices = Some(count);
+                }
+            }
+            let shown = |devices: Vec<BlockDevice>| devices.iter().map(|device| device.name.clone()).collect::<Vec<_>>().join(" ");
+            match members(&devices[0], &devices) {
+                Members::All(devices) => format!("all {}", shown(devices)),
+                Members::Fewer { there, of } => format!("of {of} {}", shown(there)),
+                Members::Twice(devices) => format!("twice {}", shown(devices)),
+            }
+        };
+        assert_eq!(of(2, &[("sda", "d1"), ("sdb", "d2")]), "all sda sdb");
+        assert_eq!(of(3, &[("sdb", "d2"), ("sda", "d1")]), "of 3 sdb sda");
+        assert_eq!(of(2, &[("sda", "d1"), ("sdb", "d2"), ("sdc", "d2")]), "twice sdb sdc");
+        assert_eq!(of(1, &[("sda", "d1")]), "all sda");
         assert_eq!(found("LABEL=pool", &[btrfs("sda", "d1"), btrfs("sdb", "d1")]), "ambiguous sda sdb");
         assert_eq!(
             found("LABEL=pool", &[btrfs("sda", "d1"), holding("sdb", Kind::Ext4, "pool", "f5")]),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::foreign;
 use crate::mode::Mode;
-use crate::mount::options::{self, Bind, MountOptions};
+use crate::mount::options::{self, Bind, FsOption, MountOptions};
 
 /// One entry of `fileSystems`, in JSON. Unknown fields are refused: a word that is not understood could be the one that matters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct FileSystemEntry {
     /// With which mode and owner the source of a bind is made where it does not exist yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create: Option<Create>,
+    /// Not to be checked before it is mounted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_check: bool,
 }
 
 fn auto() -> String {
@@ -103,6 +106,8 @@ pub enum MountKind {
     Device(DeviceFs),
     /// A tmpfs of its own.
     Tmpfs,
+    /// Folders of the system laid over one another.
+    Overlay(Layers),
     /// Mounted by systemd, whatever it is, with its own checks and limits: it is only looked whether it is there.
     Systemds {
         /// The type as it was written.
@@ -115,6 +120,22 @@ pub enum MountKind {
         /// With the mounts below it.
         recursive: bool,
     },
+}
+
+/// The folders of an overlay, inside the system, absolute and clean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layers {
+    /// What is read, the topmost first; at least one.
+    pub lower: Vec<PathBuf>,
+    /// What takes writes, and the folder on the same file system that the kernel works in; without them the overlay is read-only.
+    pub upper: Option<(PathBuf, PathBuf)>,
+}
+
+impl Layers {
+    fn folders(&self) -> impl Iterator<Item = &Path> {
+        let upper = self.upper.iter().flat_map(|(upper, work)| [upper, work]);
+        self.lower.iter().chain(upper).map(PathBuf::as_path)
+    }
 }
 
 /// File systems on block devices that stage 1 mounts.
@@ -134,6 +155,12 @@ pub enum DeviceFs {
     Btrfs,
     /// FAT with long names
     Vfat,
+    /// F2FS
+    F2fs,
+    /// exFAT
+    Exfat,
+    /// bcachefs, which only kernels with its module have
+    Bcachefs,
     /// ISO 9660, of media
     Iso9660,
     /// squashfs, of media
@@ -151,6 +178,9 @@ impl DeviceFs {
             "xfs" => Self::Xfs,
             "btrfs" => Self::Btrfs,
             "vfat" => Self::Vfat,
+            "f2fs" => Self::F2fs,
+            "exfat" => Self::Exfat,
+            "bcachefs" => Self::Bcachefs,
             _ => return None,
         })
     }
@@ -175,6 +205,9 @@ impl DeviceFs {
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
             Self::Vfat => "vfat",
+            Self::F2fs => "f2fs",
+            Self::Exfat => "exfat",
+            Self::Bcachefs => "bcachefs",
             Self::Iso9660 => "iso9660",
             Self::Squashfs => "squashfs",
         }
@@ -192,6 +225,7 @@ pub struct MountEntry {
     need: Need,
     timeout: Option<Duration>,
     create: Ownership,
+    no_check: bool,
 }
 
 /// Why an entry cannot be mounted, and what to do about it.
@@ -250,6 +284,9 @@ impl MountEntry {
         for path in &entry.depends {
             depends.push(clean_path(path).map_err(|why| refuse(format!("the path «{path}» in «depends» {why}")))?);
         }
+        for path in &options.requires_mounts_for {
+            depends.push(clean_path(path).map_err(|why| refuse(format!("the path «{path}» in «x-systemd.requires-mounts-for» {why}")))?);
+        }
         let need = match (entry.need, options.nofail) {
             (Some(need), _) => need,
             (None, true) => Need::Optional,
@@ -277,7 +314,13 @@ impl MountEntry {
             need,
             timeout,
             create,
+            no_check: entry.no_check,
         })
+    }
+
+    /// Whether its file system is mounted without a check.
+    pub const fn no_check(&self) -> bool {
+        self.no_check
     }
 
     /// Where it is mounted in the system: absolute, without `.` and `..`.
@@ -320,11 +363,12 @@ impl MountEntry {
         self.create
     }
 
-    /// The source folder of a bind.
-    pub fn bind_source(&self) -> Option<&Path> {
+    /// The folders of the system that it is made of: the source of a bind, the layers of an overlay.
+    pub fn sources(&self) -> Vec<&Path> {
         match &self.kind {
-            MountKind::Bind { source, .. } => Some(source),
-            MountKind::Device(_) | MountKind::Tmpfs | MountKind::Systemds { .. } => None,
+            MountKind::Bind { source, .. } => vec![source],
+            MountKind::Overlay(layers) => layers.folders().collect(),
+            MountKind::Device(_) | MountKind::Tmpfs | MountKind::Systemds { .. } => Vec::new(),
         }
     }
 }
@@ -335,6 +379,7 @@ impl fmt::Display for MountEntry {
         match &self.kind {
             MountKind::Device(fs) => write!(f, "{} ({} on {device})", self.mount_point.display(), fs.name()),
             MountKind::Tmpfs => write!(f, "{} (tmpfs)", self.mount_point.display()),
+            MountKind::Overlay(_) => write!(f, "{} (overlay)", self.mount_point.display()),
             MountKind::Systemds { fs_type } => write!(f, "{} ({fs_type} on {device})", self.mount_point.display()),
             MountKind::Bind { source, .. } => write!(f, "{} (bind of {})", self.mount_point.display(), source.display()),
         }
@@ -360,8 +405,16 @@ fn kind_of(entry: &FileSystemEntry, options: &MountOptions) -> Result<MountKind,
             },
         });
     }
+    if options.subdir.is_some() && DeviceFs::of(fs_type).is_none() {
+        return Err(format!(
+            "«X-mount.subdir» is for a file system on a disk, and type «{fs_type}» is none; leave it out"
+        ));
+    }
     if fs_type == "tmpfs" {
         return Ok(MountKind::Tmpfs);
+    }
+    if fs_type == "overlay" {
+        return layers(&options.file_system).map(MountKind::Overlay);
     }
     if let Some(fs) = DeviceFs::of(fs_type) {
         return match &entry.device {
@@ -374,10 +427,57 @@ fn kind_of(entry: &FileSystemEntry, options: &MountOptions) -> Result<MountKind,
         "nfs" | "nfs4" | "cifs" | "smb3" | "9p" | "virtiofs" | "fuse.sshfs" | "ceph" => format!(
             "type «{fs_type}» is not mounted by the agent; use systemd stage 1 (it has the helpers), or set neededForBoot = false so that stage 2 mounts it"
         ),
+        "zfs" => "type «zfs»: pools are imported by the tools of ZFS, which the agent does not run; use systemd stage 1 (NixOS brings zfs-import there), or set neededForBoot = false so that stage 2 mounts it".to_owned(),
+        "swap" => "swap space has no mount point; list it in swapDevices, which stage 2 turns on".to_owned(),
         _ => format!(
-            "type «{fs_type}» is not mounted by the agent (it knows ext2, ext3, ext4, xfs, btrfs, vfat, tmpfs and binds); use systemd stage 1, or set neededForBoot = false so that stage 2 mounts it"
+            "type «{fs_type}» is not mounted by the agent (it knows ext2, ext3, ext4, xfs, btrfs, f2fs, bcachefs, vfat, exfat, tmpfs, overlay and binds); use systemd stage 1, or set neededForBoot = false so that stage 2 mounts it"
         ),
     })
+}
+
+/// Options of an overlay that name folders.
+const LAYERS: [&str; 3] = ["lowerdir", "upperdir", "workdir"];
+
+/// Where NixOS's own stages 1 have the new root: `fileSystems.<name>.overlay` writes it before the folders of an overlay that they are to mount.
+const SYSROOTS: [&str; 2] = ["/sysroot", "/mnt-root"];
+
+impl MountEntry {
+    /// The options of an overlay that are not its folders.
+    pub fn overlay_options(&self) -> impl Iterator<Item = &FsOption> {
+        self.options
+            .file_system
+            .iter()
+            .filter(|option| !LAYERS.contains(&option.key.as_str()))
+    }
+}
+
+fn layers(options: &[FsOption]) -> Result<Layers, String> {
+    let value = |name: &str| {
+        options
+            .iter()
+            .rev()
+            .find(|option| option.key == name)
+            .and_then(|option| option.value.as_deref())
+    };
+    let folder = |name: &str, text: &str| {
+        let prefix = SYSROOTS
+            .iter()
+            .find_map(|prefix| text.strip_prefix(prefix).filter(|rest| rest.starts_with('/')));
+        clean_path(prefix.unwrap_or(text)).map_err(|why| format!("the folder «{text}» in «{name}» {why}"))
+    };
+    let lower = value("lowerdir").ok_or("an overlay needs the option «lowerdir=»")?;
+    if lower.contains(['\\', '\'', '"']) || lower.contains("::") {
+        return Err(format!(
+            "«lowerdir={lower}»: folders are separated by one colon each, and have neither backslashes nor quotes"
+        ));
+    }
+    let lower = lower.split(':').map(|text| folder("lowerdir", text)).collect::<Result<_, _>>()?;
+    let upper = match (value("upperdir"), value("workdir")) {
+        (Some(upper), Some(work)) => Some((folder("upperdir", upper)?, folder("workdir", work)?)),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => return Err("an overlay has «upperdir=» and «workdir=» together, or neither".to_owned()),
+    };
+    Ok(Layers { lower, upper })
 }
 
 fn ownership(create: Option<&Create>) -> Result<Ownership, String> {
@@ -581,11 +681,44 @@ mod tests {
     #[test]
     fn types_that_are_not_ours_are_refused_by_name() {
         for fs_type in [
-            "nfs", "nfs4", "virtiofs", "9p", "cifs", "zfs", "bcachefs", "f2fs", "overlay", "squashfs", "none", "swap", "EXT4", "",
+            "nfs", "nfs4", "virtiofs", "9p", "cifs", "zfs", "squashfs", "none", "swap", "ntfs", "EXT4", "",
         ] {
             let entry = parsed(&format!(r#"{{"mountPoint": "/a", "device": "/dev/sda", "fsType": "{fs_type}"}}"#));
             let refused = MountEntry::validate(&entry, Mode::Standalone).expect_err(fs_type);
-            assert!(refused.reason.contains(&format!("«{fs_type}»")), "{refused}");
+            let named = refused.reason.contains(&format!("«{fs_type}»")) || (fs_type == "swap" && refused.reason.contains("swapDevices"));
+            assert!(named, "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_overlay_has_its_folders_inside_the_system() {
+        let layers = |options: &str| {
+            let entry = parsed(&format!(
+                r#"{{"mountPoint": "/a", "device": "overlay", "fsType": "overlay", "options": ["{options}"]}}"#
+            ));
+            MountEntry::validate(&entry, Mode::Standalone).map(|entry| {
+                let folders: Vec<String> = entry.sources().iter().map(|path| path.display().to_string()).collect();
+                folders.join(" ")
+            })
+        };
+        for (options, folders) in [
+            ("lowerdir=/b", "/b"),
+            (
+                "lowerdir=/sysroot/b:/mnt-root/c,upperdir=/sysroot/d/up,workdir=/sysroot/d/work",
+                "/b /c /d/up /d/work",
+            ),
+            ("lowerdir=/sysrooted/b", "/sysrooted/b"),
+        ] {
+            assert_eq!(layers(options).unwrap(), folders, "{options}");
+        }
+        for bad in [
+            "defaults",
+            "lowerdir=b",
+            "lowerdir=/a::/b",
+            "lowerdir=/a,upperdir=/b",
+            "lowerdir=/a,workdir=/b",
+        ] {
+            assert!(layers(bad).is_err(), "{bad}");
         }
     }
 

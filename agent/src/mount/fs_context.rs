@@ -14,6 +14,7 @@ use rustix::mount::{
     fsmount, fsopen, move_mount, open_tree,
 };
 
+use crate::mount::kernel_log::KernelLog;
 use crate::mount::options::{Attributes, FsOption};
 use crate::sys;
 
@@ -54,6 +55,9 @@ impl std::error::Error for FsError {}
 pub struct FsContext {
     fd: OwnedFd,
     what: String,
+    kernel_log: KernelLog,
+    /// What a line of the kernel log about it holds: the file system's name, or the device's.
+    words: [String; 2],
 }
 
 impl FsContext {
@@ -65,7 +69,13 @@ impl FsContext {
             errno,
             messages: Vec::new(),
         })?;
-        let context = Self { fd, what };
+        let device = source.rsplit('/').next().unwrap_or(source).to_owned();
+        let context = Self {
+            fd,
+            what,
+            kernel_log: KernelLog::from_now(),
+            words: [fs_type.to_owned(), device],
+        };
         context.set_string("source", source)?;
         Ok(context)
     }
@@ -112,11 +122,12 @@ impl FsContext {
     }
 
     fn error(&self, action: String, errno: Errno) -> FsError {
-        FsError {
-            action,
-            errno,
-            messages: self.take_messages(),
+        let mut messages = self.take_messages();
+        if messages.is_empty() {
+            let [fs_type, device] = &self.words;
+            messages = self.kernel_log.said_about(&[fs_type, device]);
         }
+        FsError { action, errno, messages }
     }
 }
 

@@ -1,13 +1,15 @@
 //! Mounts: the kernel's new mount API, loop devices, and the mount plan of a system.
 //!
-//! Pure: [`options`], [`entry`], [`order`], [`size`]. Thin effects: [`loop_device`], [`fs_context`], [`quirks`], [`below`], [`mount_log`]. Put together
+//! Pure: [`options`], [`entry`], [`order`], [`size`]. Thin effects: [`loop_device`], [`fs_context`], [`check`], [`kernel_log`], [`quirks`], [`below`], [`mount_log`]. Put together
 //! from them: [`system`] (root, image, store), [`persist`] (entries of `fileSystems`) and [`api_fs`];
 //! [`sysroot`] is for a root that systemd has mounted.
 
 pub mod api_fs;
 pub mod below;
+pub mod check;
 pub mod entry;
 pub mod fs_context;
+pub mod kernel_log;
 pub mod loop_device;
 pub mod mount_log;
 pub mod options;

@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::foreign;
@@ -77,6 +78,23 @@ pub struct MountOptions {
     pub device_timeout: Option<Duration>,
     /// `X-mount.mkdir[=MODE]`, the mode of the mount point if it must be made.
     pub mkdir_mode: Option<u32>,
+    /// `X-mount.subdir=`: only this folder of the file system is mounted; relative and clean.
+    pub subdir: Option<PathBuf>,
+    /// `x-systemd.requires-mounts-for=`: what lies above these paths is mounted first.
+    pub requires_mounts_for: Vec<String>,
+}
+
+impl MountOptions {
+    /// Makes mount and superblock read-only, whatever was asked for.
+    pub fn make_read_only(&mut self) {
+        self.attributes.read_only = true;
+        if !self.file_system.iter().any(|option| option.key == "ro") {
+            self.file_system.push(FsOption {
+                key: "ro".to_owned(),
+                value: None,
+            });
+        }
+    }
 }
 
 /// A word that cannot be done, and what to do about it.
@@ -123,6 +141,9 @@ pub fn split<S: AsRef<str>>(options: &[S]) -> Result<MountOptions, RefusedOption
             value: None,
         });
     }
+    if let (Some(_), Some(_)) = (result.bind, &result.subdir) {
+        return Err(refuse("X-mount.subdir", "a bind names its folder as its source; leave it out"));
+    }
     if let (Some(_), Some(option)) = (result.bind, result.file_system.first()) {
         return Err(refuse(
             &option.key,
@@ -148,7 +169,18 @@ fn take(word: &str, result: &mut MountOptions) -> Result<(), RefusedOption> {
             result.device_timeout = Some(parse_time_span(value.unwrap_or("")).map_err(|remedy| refuse(word, remedy))?);
         }
         "X-mount.mkdir" | "x-mount.mkdir" => result.mkdir_mode = Some(mkdir_mode(word, value)?),
-        "X-mount.subdir" | "X-mount.idmap" | "X-mount.owner" | "X-mount.group" | "X-mount.mode" => {
+        "X-mount.subdir" | "x-mount.subdir" => result.subdir = Some(subdir(word, value)?),
+        "x-systemd.requires-mounts-for" => {
+            let paths = value.unwrap_or("").split_ascii_whitespace().map(unquoted);
+            result.requires_mounts_for.extend(paths.map(str::to_owned));
+        }
+        "x-systemd.makefs" => {
+            return Err(refuse(
+                word,
+                "no option of a mount makes a file system here, since a disk that looks empty may not be; make it once by hand, or have the disk prepared",
+            ));
+        }
+        "X-mount.idmap" | "X-mount.owner" | "X-mount.group" | "X-mount.mode" => {
             return Err(refuse(
                 word,
                 "only mount(8) does this, and leaving it away would mount something else; set neededForBoot = false so that stage 2 mounts it",
@@ -237,6 +269,27 @@ fn mkdir_mode(word: &str, value: Option<&str>) -> Result<u32, RefusedOption> {
         None => Ok(MKDIR_MODE),
         Some(text) => parse_mode(text).ok_or_else(|| refuse(word, "the mode is written in octal digits, as «0750»")),
     }
+}
+
+/// A folder below the root of a file system, which may be written with or without a slash in front.
+fn subdir(word: &str, value: Option<&str>) -> Result<PathBuf, RefusedOption> {
+    let mut path = PathBuf::new();
+    for part in value.unwrap_or("").split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err(refuse(word, "the folder is written without «..»")),
+            part => path.push(part),
+        }
+    }
+    if path.as_os_str().is_empty() {
+        return Err(refuse(word, "a folder of the file system is missing behind «=»"));
+    }
+    Ok(path)
+}
+
+/// A word without the quotes around it: fstab lines have them where a list of paths is one option.
+fn unquoted(word: &str) -> &str {
+    word.trim_matches(['"', '\''])
 }
 
 /// A file mode in octal digits, at most 7777.
@@ -417,6 +470,8 @@ mod tests {
             words("x-systemd.device-timeout=1min 30s").device_timeout,
             Some(Duration::from_secs(90))
         );
+        assert_eq!(words("X-mount.subdir=/a//b/").subdir, Some("a/b".into()));
+        assert_eq!(words("x-systemd.requires-mounts-for=/a \"/b\"").requires_mounts_for, ["/a", "/b"]);
         assert_eq!(
             split(&["nofail,ro", "noatime"]).unwrap().attributes.access_time,
             Some(AccessTime::Never)
@@ -426,7 +481,10 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         for bad in [
-            "X-mount.subdir=a",
+            "X-mount.subdir=",
+            "X-mount.subdir=a/../b",
+            "bind,X-mount.subdir=a",
+            "x-systemd.makefs",
             "X-mount.owner=me",
             "loop",
             "loop=/dev/loop3",

@@ -74,7 +74,7 @@ pub fn order(entries: &[FileSystemEntry], mode: Mode) -> Result<Vec<MountEntry>,
 /// Mount points of the entries that must be mounted before `entry`.
 fn needed_by(entry: &MountEntry, all: &BTreeMap<PathBuf, MountEntry>) -> BTreeSet<PathBuf> {
     let own = entry.mount_point();
-    let places = entry.depends().iter().map(PathBuf::as_path).chain(entry.bind_source()).chain([own]);
+    let places = entry.depends().iter().map(PathBuf::as_path).chain(entry.sources()).chain([own]);
     let ancestors = places.flat_map(Path::ancestors);
     ancestors
         .filter(|path| *path != own && all.contains_key(*path))
@@ -114,6 +114,7 @@ mod tests {
             need: None,
             timeout: None,
             create: None,
+            no_check: false,
         }
     }
 
@@ -122,6 +123,19 @@ mod tests {
             device: Some(source.to_owned()),
             fs_type: "none".to_owned(),
             options: vec!["bind".to_owned()],
+            ..tmpfs(mount_point, &[])
+        }
+    }
+
+    fn overlay(lower: &str, upper: &str, mount_point: &str) -> FileSystemEntry {
+        FileSystemEntry {
+            device: Some("overlay".to_owned()),
+            fs_type: "overlay".to_owned(),
+            options: vec![
+                format!("lowerdir={lower}"),
+                format!("upperdir=/sysroot{upper}/up"),
+                format!("workdir=/sysroot{upper}/work"),
+            ],
             ..tmpfs(mount_point, &[])
         }
     }
@@ -142,6 +156,10 @@ mod tests {
             (vec![bind("/z", "/a"), tmpfs("/z", &[])], vec!["/z", "/a"]),
             (vec![tmpfs("/a", &["/b/c"]), tmpfs("/b", &[])], vec!["/b", "/a"]),
             (vec![tmpfs("/ab", &[]), tmpfs("/a", &["/ab"])], vec!["/ab", "/a"]),
+            (
+                vec![overlay("/y:/z/1", "/x", "/a"), tmpfs("/x", &[]), tmpfs("/y", &[]), tmpfs("/z", &[])],
+                vec!["/x", "/y", "/z", "/a"],
+            ),
             (vec![bind("/a", "/a")], vec!["/a"]),
             (vec![bind("/a/b", "/a")], vec!["/a"]),
             (
@@ -198,7 +216,7 @@ mod tests {
                     for (at, entry) in ordered.iter().enumerate() {
                         for later in &ordered[at + 1..] {
                             prop_assert!(!entry.mount_point().starts_with(later.mount_point()));
-                            if let Some(source) = entry.bind_source() {
+                            for source in entry.sources() {
                                 prop_assert!(!source.starts_with(later.mount_point()));
                             }
                             for path in entry.depends() {

@@ -12,10 +12,12 @@ use rustix::fs::fstat;
 use serde::Serialize;
 
 use crate::mount::below::{Below, is_folder, is_mount_root};
-use crate::mount::entry::{DeviceFs, MountEntry, MountKind, Need, Ownership};
+use crate::mount::check::{self, Checked, check};
+use crate::mount::entry::{DeviceFs, Layers, MountEntry, MountKind, Need, Ownership};
 use crate::mount::fs_context::{DetachedMount, FsContext};
 use crate::mount::mount_log::MountLog;
-use crate::mount::options::Attributes;
+use crate::mount::options::{Attributes, FsOption};
+use crate::mount::quirks::Layer;
 use crate::mount::size::TmpfsSize;
 use crate::mount::{quirks, system};
 
@@ -23,12 +25,16 @@ use crate::mount::{quirks, system};
 pub const MISSING: &str = "freshroot-missing";
 
 /// A device that was found for an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FoundDevice {
     /// Its path, `/dev/vda1`.
     pub path: PathBuf,
     /// What its probe found on it, for entries of the type `auto`.
     pub fs_type: Option<String>,
+    /// All devices of its file system, where that is a btrfs on several; else nothing.
+    pub members: Vec<PathBuf>,
+    /// The root below which the programs are that check it first; nothing: it is not checked.
+    pub check_by: Option<PathBuf>,
 }
 
 /// How an entry came out.
@@ -54,9 +60,15 @@ pub struct EntryOutcome {
     pub need: Need,
     /// How it came out.
     pub outcome: Outcome,
+    /// Its device and what the check of it came to, where it was checked for this entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checked: Option<(PathBuf, String)>,
 }
 
 /// Mounts `entries`, which [`order`](crate::mount::order::order) has ordered. `device` finds the device of an entry, waiting as long as the entry allows.
+///
+/// File systems on disks are mounted first, those on different disks at the same time, as a journal that is replayed can take minutes; then all is attached in
+/// order.
 ///
 /// Errors: a required entry that cannot be mounted. What was mounted before it is in the log.
 pub fn apply(
@@ -66,16 +78,25 @@ pub fn apply(
     log: &mut MountLog,
 ) -> Result<Vec<EntryOutcome>> {
     let below = Below::open(sysroot)?;
+    let mut disks = mount_disks(find_devices(entries, device)?)?;
     let mut outcomes = Vec::with_capacity(entries.len());
     let mut places = Places::default();
     for entry in entries {
+        let on_disk = disks.remove(entry.mount_point());
+        let checked = on_disk.as_ref().and_then(|mounted| {
+            let mounted = mounted.as_ref().ok()?;
+            mounted
+                .checked
+                .as_ref()
+                .map(|checked| (mounted.device.clone(), checked.to_string()))
+        });
         let result = match places.missing_above(entry) {
             Some(reason) => Err((anyhow::anyhow!(reason), false)),
-            None => mount_entry(&below, entry, &places, device, log).map_err(|err| (err, true)),
+            None => attach_entry(&below, entry, on_disk, &places, log).map_err(|err| (err, true)),
         };
         let outcome = match (result, entry.need()) {
             (Ok(()), _) => Outcome::Mounted,
-            (Err((err, _)), Need::Required) => return Err(err.context(format!("mounting {entry}, which the boot requires"))),
+            (Err((err, _)), Need::Required) => return Err(required(entry, err)),
             (Err((err, own_place)), Need::Degraded | Need::Optional) => {
                 let reason = format!("{err:#}");
                 // The caller warns, by the outcome.
@@ -92,9 +113,112 @@ pub fn apply(
             mount_point: entry.mount_point().to_owned(),
             need: entry.need(),
             outcome,
+            checked,
         });
     }
     Ok(outcomes)
+}
+
+fn required(entry: &MountEntry, error: anyhow::Error) -> anyhow::Error {
+    error.context(format!("mounting {entry}, which the boot requires"))
+}
+
+/// An entry on a disk, and its device or why it has none.
+struct OnDisk<'a> {
+    entry: &'a MountEntry,
+    fs: DeviceFs,
+    found: Result<FoundDevice>,
+}
+
+/// Finds the devices of the entries on disks, but for those that lie below a missing one.
+///
+/// Errors: that of a required entry, at once: nothing else is waited for then.
+fn find_devices<'a>(entries: &'a [MountEntry], device: &mut dyn FnMut(&MountEntry) -> Result<FoundDevice>) -> Result<Vec<OnDisk<'a>>> {
+    let mut on_disks: Vec<OnDisk<'a>> = Vec::new();
+    for entry in entries {
+        let &MountKind::Device(fs) = entry.kind() else { continue };
+        let place = entry.mount_point();
+        if on_disks
+            .iter()
+            .any(|above| above.found.is_err() && place.starts_with(above.entry.mount_point()))
+        {
+            continue;
+        }
+        let found = device(entry).context("looking for its device");
+        match (found, entry.need()) {
+            (Err(error), Need::Required) => return Err(required(entry, error)),
+            (found, _) => on_disks.push(OnDisk { entry, fs, found }),
+        }
+    }
+    Ok(on_disks)
+}
+
+/// A mount that is not attached yet, and what it came from.
+struct Mounted {
+    mount: DetachedMount,
+    device: PathBuf,
+    fs: DeviceFs,
+    checked: Option<Checked>,
+}
+
+/// Mounts what is on disks, by mount point: what is on one disk in order, different disks at the same time.
+fn mount_disks(on_disks: Vec<OnDisk<'_>>) -> Result<BTreeMap<PathBuf, Result<Mounted>>> {
+    let mut done = BTreeMap::new();
+    let mut by_device: BTreeMap<PathBuf, Vec<(&MountEntry, DeviceFs, FoundDevice)>> = BTreeMap::new();
+    for OnDisk { entry, fs, found } in on_disks {
+        match found {
+            Ok(found) => by_device.entry(found.path.clone()).or_default().push((entry, fs, found)),
+            Err(error) => {
+                done.insert(entry.mount_point().to_owned(), Err(error));
+            }
+        }
+    }
+    let groups: Vec<_> = by_device.into_values().collect();
+    let mount_group = |group: &[(&MountEntry, DeviceFs, FoundDevice)]| -> Vec<(PathBuf, Result<Mounted>)> {
+        let mut mounted: Vec<(PathBuf, Result<Mounted>)> = Vec::new();
+        for (entry, fs, found) in group {
+            // It is checked once, before anything of it is mounted; what a check has refused is refused to all.
+            let first = !mounted.iter().any(|(_, result)| result.is_ok());
+            mounted.push((entry.mount_point().to_owned(), mount_disk(entry, *fs, found, first)));
+        }
+        mounted
+    };
+    std::thread::scope(|scope| {
+        let (first, rest) = groups.split_first().map_or((None, &[][..]), |(first, rest)| (Some(first), rest));
+        let mut threads = Vec::new();
+        for group in rest {
+            match std::thread::Builder::new().spawn_scoped(scope, || mount_group(group)) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    log::debug!("mounting one after the other: starting a thread: {error}");
+                    done.extend(mount_group(group));
+                }
+            }
+        }
+        done.extend(first.into_iter().flat_map(|group| mount_group(group)));
+        for thread in threads {
+            match thread.join() {
+                Ok(mounted) => done.extend(mounted),
+                Err(_) => bail!("a thread that mounts panicked"),
+            }
+        }
+        Ok(done)
+    })
+}
+
+fn mount_disk(entry: &MountEntry, fs: DeviceFs, found: &FoundDevice, first: bool) -> Result<Mounted> {
+    let fs = resolve_type(fs, found)?;
+    let checked = match &found.check_by {
+        Some(root) if first => check(root, &found.path, fs, check::LIMIT).context("checking its file system")?,
+        Some(_) | None => None,
+    };
+    let mount = system::mount_devices(&found.path, &found.members, fs, entry.options())?;
+    Ok(Mounted {
+        mount,
+        device: found.path.clone(),
+        fs,
+        checked,
+    })
 }
 
 /// Which mount points came out how, so far.
@@ -125,20 +249,16 @@ impl Places {
     }
 }
 
-fn mount_entry(
-    below: &Below,
-    entry: &MountEntry,
-    places: &Places,
-    device: &mut dyn FnMut(&MountEntry) -> Result<FoundDevice>,
-    log: &mut MountLog,
-) -> Result<()> {
+fn attach_entry(below: &Below, entry: &MountEntry, on_disk: Option<Result<Mounted>>, places: &Places, log: &mut MountLog) -> Result<()> {
     let inside = entry.mount_point();
     match entry.kind() {
-        MountKind::Device(fs) => {
-            let found = device(entry).context("looking for its device")?;
-            let fs = resolve_type(*fs, &found)?;
-            let mount = system::mount_device(&found.path, fs, entry.options())?;
-            system::attach(below, &mount, inside, &found.path.display().to_string(), fs.name(), log)
+        MountKind::Device(_) => {
+            let Mounted { mount, device, fs, .. } = on_disk.context("its device was not looked for")??;
+            let source = device.display().to_string();
+            match &entry.options().subdir {
+                Some(subdir) => system::attach_subdir(below, &mount, subdir, inside, &source, fs.name(), log),
+                None => system::attach(below, &mount, inside, &source, fs.name(), log),
+            }
         }
         MountKind::Tmpfs => {
             let context = FsContext::open("tmpfs", entry.device().unwrap_or("tmpfs"))?;
@@ -146,6 +266,7 @@ fn mount_entry(
             let mount = context.mount(entry.options().attributes)?;
             system::attach(below, &mount, inside, "RAM", "tmpfs", log)
         }
+        MountKind::Overlay(layers) => mount_overlay(below, entry, layers, places, log),
         MountKind::Systemds { .. } => look_for_systemds(below, inside),
         MountKind::Bind { source, recursive } => {
             let from = bind_source(below, entry, source, places)?;
@@ -161,6 +282,47 @@ fn mount_entry(
             };
             system::attach_to(below, &mount, target.as_fd(), inside, &source.display().to_string(), "bind", log)
         }
+    }
+}
+
+/// Mounts an overlay. Its lower folders must be there; the others are made, as the source of a bind is.
+fn mount_overlay(below: &Below, entry: &MountEntry, layers: &Layers, places: &Places, log: &mut MountLog) -> Result<()> {
+    let open = |path: &Path, made: bool| -> Result<OwnedFd> {
+        if made {
+            return bind_source(below, entry, path, places);
+        }
+        if let Some((place, false)) = places.nearest(path) {
+            bail!("its folder {} lies below {}, which is missing", path.display(), place.display());
+        }
+        below
+            .find(path)?
+            .with_context(|| format!("its lower folder {} does not exist", path.display()))
+    };
+    let open_layer = |path: &Path, made: bool| -> Result<(PathBuf, OwnedFd)> {
+        let folder = open(path, made)?;
+        Ok((below.real_path(folder.as_fd())?, folder))
+    };
+    let lower = layers
+        .lower
+        .iter()
+        .map(|path| open_layer(path, false))
+        .collect::<Result<Vec<_>>>()?;
+    let upper = match &layers.upper {
+        Some((upper, work)) => Some((open_layer(upper, true)?, open_layer(work, true)?)),
+        None => None,
+    };
+    let lower: Vec<Layer<'_>> = lower.iter().map(as_layer).collect();
+    let upper = upper.as_ref().map(|(upper, work)| (as_layer(upper), as_layer(work)));
+    let options: Vec<FsOption> = entry.overlay_options().cloned().collect();
+    let name = entry.device().filter(|name| !name.is_empty()).unwrap_or("overlay");
+    let mount = quirks::mount_layers(name, &lower, upper, &options, entry.options().attributes)?;
+    system::attach(below, &mount, entry.mount_point(), name, "overlay", log)
+}
+
+fn as_layer((path, folder): &(PathBuf, OwnedFd)) -> Layer<'_> {
+    Layer {
+        path,
+        folder: folder.as_fd(),
     }
 }
 

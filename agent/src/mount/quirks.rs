@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::mount::below::fd_path;
 use crate::mount::fs_context::{DetachedMount, FsContext, FsError};
-use crate::mount::options::Attributes;
+use crate::mount::options::{Attributes, FsOption};
 use crate::mount::size::TmpfsSize;
 
 /// `fsconfig` takes strings below this length (`strndup_user(value, 256)` in `fs/fsopen.c`, Linux 5.2 to today).
@@ -65,11 +65,31 @@ pub struct Layer<'a> {
 /// all versions a colon separates lower folders, and a backslash escapes. Layers by descriptor (`fsconfig(FSCONFIG_SET_FD)`) came only with 6.13. A path
 /// that none of this touches is given as it is, so that mountinfo is readable; any other goes through `/proc/self/fd`, which all versions follow.
 pub fn mount_overlay(name: &str, lower: Layer<'_>, upper: Layer<'_>, work: Layer<'_>) -> Result<DetachedMount, FsError> {
+    mount_layers(name, &[lower], Some((upper, work)), &[], STORE_ATTRIBUTES)
+}
+
+/// As [`mount_overlay`], with any number of lower folders (the topmost first), with or without an upper one.
+pub fn mount_layers(
+    name: &str,
+    lower: &[Layer<'_>],
+    upper: Option<(Layer<'_>, Layer<'_>)>,
+    options: &[FsOption],
+    attributes: Attributes,
+) -> Result<DetachedMount, FsError> {
     let context = FsContext::open("overlay", name)?;
-    for (key, layer) in [("lowerdir", lower), ("upperdir", upper), ("workdir", work)] {
-        context.set_string(key, &layer_value(layer))?;
+    let whole: Vec<String> = lower.iter().map(|layer| layer_value(*layer)).collect();
+    let mut lowerdir = whole.join(":");
+    if lowerdir.len() > MAX_VALUE {
+        let short: Vec<String> = lower.iter().map(|layer| fd_path(layer.folder).display().to_string()).collect();
+        lowerdir = short.join(":");
     }
-    context.mount(STORE_ATTRIBUTES)
+    context.set_string("lowerdir", &lowerdir)?;
+    if let Some((upper, work)) = upper {
+        context.set_string("upperdir", &layer_value(upper))?;
+        context.set_string("workdir", &layer_value(work))?;
+    }
+    context.set_options(options)?;
+    context.mount(attributes)
 }
 
 fn layer_value(layer: Layer<'_>) -> String {

@@ -6,13 +6,15 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::mount::below::Below;
 use crate::mount::entry::{DeviceFs, Ownership};
 use crate::mount::fs_context::{DetachedMount, FsContext};
 use crate::mount::loop_device::{LoopDevice, LoopOptions};
 use crate::mount::mount_log::{MountLog, Mounted};
-use crate::mount::options::{Attributes, MountOptions};
+use crate::mount::options::{Attributes, FsOption, MountOptions};
 use crate::mount::quirks::{self, Layer};
 use crate::mount::size::TmpfsSize;
 
@@ -145,6 +147,11 @@ pub fn link_toplevel(sysroot: &Path, toplevel: &Path) -> Result<()> {
 
 /// A detached mount of the file system on a block device.
 pub fn mount_device(device: &Path, fs: DeviceFs, options: &MountOptions) -> Result<DetachedMount> {
+    mount_devices(device, &[], fs, options)
+}
+
+/// A detached mount of the file system on a block device; `members` are all its devices, where it is a btrfs that has several.
+pub fn mount_devices(device: &Path, members: &[PathBuf], fs: DeviceFs, options: &MountOptions) -> Result<DetachedMount> {
     if fs == DeviceFs::Auto {
         bail!(
             "the file system type of {} is not known: its probe found none; give it as «fsType»",
@@ -152,8 +159,49 @@ pub fn mount_device(device: &Path, fs: DeviceFs, options: &MountOptions) -> Resu
         );
     }
     let context = FsContext::open(fs.name(), utf8(device)?)?;
-    context.set_options(&options.file_system)?;
+    if members.is_empty() {
+        context.set_options(&options.file_system)?;
+    } else {
+        // What was found by the file system's id, and not the names that the entry may have for it: without udev these lead nowhere.
+        for member in members.iter().filter(|member| *member != device) {
+            context.set_string("device", utf8(member)?)?;
+        }
+        let others: Vec<FsOption> = options
+            .file_system
+            .iter()
+            .filter(|option| option.key != "device")
+            .cloned()
+            .collect();
+        context.set_options(&others)?;
+    }
     Ok(context.mount(options.attributes)?)
+}
+
+/// As [`attach`], but of the folder `subdir` of the file system alone, as `X-mount.subdir=` has it.
+///
+/// A detached mount cannot be copied in part before Linux 6.15: it is attached, copied, and taken away again; nobody else is there to see it.
+pub fn attach_subdir(
+    below: &Below,
+    mount: &DetachedMount,
+    subdir: &Path,
+    inside: &Path,
+    source: &str,
+    fs_type: &str,
+    log: &mut MountLog,
+) -> Result<()> {
+    let target = below.make_folder(inside, Ownership::ROOT)?;
+    mount.attach_to(target.as_fd(), &below.shown(inside))?;
+    let copied = below.find(inside).and_then(|top| {
+        let top = top.with_context(|| format!("{} vanished", below.shown(inside).display()))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = openat2(&top, subdir, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+            .with_context(|| format!("opening the folder {} of {source}, which X-mount.subdir names", subdir.display()))?;
+        Ok(DetachedMount::clone_of(folder.as_fd(), false, source)?)
+    });
+    let at = below.shown(inside);
+    unmount(&at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+        .with_context(|| format!("taking the whole of {source} away from {} again", at.display()))?;
+    attach_to(below, &copied?, target.as_fd(), inside, source, fs_type, log)
 }
 
 /// Attaches a mount at a folder inside the new root, made if missing, and notes it.

@@ -279,7 +279,7 @@ fn file_systems(settings: &Settings, mode: Mode) {
                 "{entry} is mounted before {later}"
             );
             assert!(
-                !entry.bind_source().is_some_and(|source| source.starts_with(later.mount_point())),
+                !entry.sources().iter().any(|source| source.starts_with(later.mount_point())),
                 "{entry} is mounted before {later}"
             );
             assert!(
@@ -316,6 +316,9 @@ fn sound(entry: &MountEntry, mode: Mode) {
         }
         MountKind::Bind { source, .. } => assert!(plain(source) && entry.options().file_system.is_empty()),
         MountKind::Tmpfs => assert_eq!(mode, Mode::Standalone),
+        MountKind::Overlay(layers) => {
+            assert!(mode == Mode::Standalone && !layers.lower.is_empty() && entry.sources().iter().all(|path| plain(path)));
+        }
         MountKind::Systemds { .. } => assert_eq!(mode, Mode::Systemd),
     }
     assert!(entry.timeout().is_none_or(|timeout| !timeout.is_zero()));

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::source::{array, has, le32, text, text16, uuid};
+use super::source::{array, has, le32, le64, text, text16, uuid};
 use super::{Kind, Signature, Source};
 
 /// ext2, ext3, ext4 or an external journal. Layout and feature bits: Linux `fs/ext4/ext4.h`, `struct ext4_super_block`, at 1024.
@@ -48,13 +48,14 @@ pub(super) fn xfs(source: &Source<'_>) -> io::Result<Option<Signature>> {
     Ok((has(&block, 0, b"XFSB") && sane).then(|| Signature::new(Kind::Xfs, text(&block, 108, 12), uuid(&block, 32))))
 }
 
-/// Btrfs. Layout: Linux `include/uapi/linux/btrfs_tree.h`, `struct btrfs_super_block`, at 64 KiB; its `dev_item` is at 201.
+/// Btrfs. Layout: Linux `include/uapi/linux/btrfs_tree.h`, `struct btrfs_super_block`, at 64 KiB; its `num_devices` is at 136, its `dev_item` at 201.
 pub(super) fn btrfs(source: &Source<'_>) -> io::Result<Option<Signature>> {
     let Some(block) = source.bytes(64 * 1024, 4096)? else {
         return Ok(None);
     };
     Ok(has(&block, 64, b"_BHRfS_M").then(|| Signature {
         device_uuid: uuid(&block, 267),
+        devices: le64(&block, 136),
         ..Signature::new(Kind::Btrfs, text(&block, 299, 256), uuid(&block, 32))
     }))
 }

@@ -136,6 +136,8 @@ pub struct Signature {
     pub uuid: Option<String>,
     /// What tells the devices of one btrfs apart; of no use as a name.
     pub device_uuid: Option<String>,
+    /// How many devices a btrfs has.
+    pub devices: Option<u64>,
 }
 
 impl Signature {
@@ -145,6 +147,7 @@ impl Signature {
             label,
             uuid,
             device_uuid: None,
+            devices: None,
         }
     }
 }
