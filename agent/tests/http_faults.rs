@@ -653,6 +653,14 @@ fn not_modified_is_an_answer_to_who_asks_with_a_tag() {
     );
     assert!(matches!(asked, Ok(Asked::NotModified)), "{asked:?}");
     assert_eq!(bench.received(), 0);
+    // A cache on the way is not to answer for the server; one that keeps images may.
+    bench.fetch().unwrap();
+    let served = bench.servers[0].served();
+    let said: Vec<_> = served
+        .iter()
+        .map(|served| served.ask.headers.get("cache-control").map(String::as_str))
+        .collect();
+    assert_eq!(said, [Some("max-age=0"), None]);
 }
 
 /// A server of one answer.

@@ -104,6 +104,7 @@ fn ask_one(
     let request = Request {
         url,
         unless,
+        newest: true,
         total: Some(left),
         ..Request::default()
     };

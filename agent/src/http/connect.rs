@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ use super::tls::{Tls, within};
 const OUTPUT_BUFFER: usize = 32 << 10;
 /// So soon after the first read a second one has the time of a first: a socket need not be told another limit each time.
 const AT_ONCE: Duration = Duration::from_millis(100);
+/// Where nothing comes for so long, it is looked whether anything still can.
+const LOOK: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Since when whoever asks or reads in this thread has been given nothing; none: nobody does.
@@ -158,7 +160,7 @@ fn tls(error: rustls::Error) -> Error {
 
 /// A read or write that took too long is told as such.
 fn io(error: io::Error) -> Error {
-    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+    if is_late(&error) {
         io::Error::new(io::ErrorKind::TimedOut, "there was no answer in time").into()
     } else {
         error.into()
@@ -209,18 +211,39 @@ impl Tcp {
         }
         Ok(Some(left))
     }
+
+    /// An error once the address that the connection comes from is not the machine's any more: the kernel keeps such a connection, and nothing arrives on
+    /// it ever again.
+    fn has_its_address(&self) -> io::Result<()> {
+        let mut address = self.stream.local_addr()?;
+        address.set_port(0);
+        match UdpSocket::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Err(io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                format!("the machine's address {} is gone", address.ip()),
+            )),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Nothing came within the time that the socket was told.
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 impl Read for Tcp {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let left = self.left()?;
-            if left != self.read {
-                self.stream.set_read_timeout(left)?;
-                self.read = left;
+            let look = Some(left.map_or(LOOK, |left| left.min(LOOK)));
+            if look != self.read {
+                self.stream.set_read_timeout(look)?;
+                self.read = look;
             }
             match self.stream.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_late(&error) && left != look => self.has_its_address()?,
                 other => return other,
             }
         }
@@ -370,7 +393,7 @@ impl Transport for Line {
 }
 
 fn late(error: io::Error, timeout: NextTimeout) -> Error {
-    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+    if is_late(&error) {
         Error::Timeout(timeout.reason)
     } else {
         within(error).map_or_else(Error::from, tls)
