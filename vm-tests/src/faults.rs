@@ -21,7 +21,7 @@ pub const RECORDS: &str = "FRESHROOT_TEST_RECORDS";
 /// Points at which the jobs of the kills are disturbed, all together: at least so many in each run, and in the nightly one.
 const KILLS: (u64, u64) = (50, 1000);
 /// Points of each job; a job that has fewer is disturbed at all of them.
-const POINTS: (u64, u64) = (16, 1000);
+const POINTS: (u64, u64) = (32, 1000);
 /// Width of what a test is about.
 const WHAT: usize = 74;
 /// Width of an outcome.
