@@ -6,5 +6,7 @@
 mod images;
 #[path = "publish/publishing.rs"]
 mod publishing;
+#[path = "publish/rotating.rs"]
+mod rotating;
 #[path = "publish/serving.rs"]
 mod serving;

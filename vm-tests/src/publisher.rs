@@ -86,6 +86,13 @@ impl Publisher {
             .run()
     }
 
+    /// Signs all that is published in `folder` with `new` too, in place of `old` where that is to go.
+    pub fn rotate(&self, folder: &Path, new: &Key, old: &Key, drop_old: bool) -> Result<()> {
+        let tool = self.tool().arg("rotate").arg(folder).arg("--key").arg(&new.secret);
+        let tool = tool.args(["--old-public", &old.public]);
+        tool.args(drop_old.then_some("--drop-old")).run()
+    }
+
     /// Runs the program with `arguments` after the served folder: a command that keeps it.
     pub fn keep(&self, command: &str, folder: &Path, arguments: &[&str]) -> Result<()> {
         self.tool().arg(command).arg(folder).args(arguments).run()

@@ -101,7 +101,7 @@ fn clock_in_words(clock: Clock) -> String {
     let (machine, now) = ((clock.machine)(), clock.now());
     if now.saturating_sub(machine) > CLOSE {
         format!(
-            "this machine's clock says {}, which cannot be, and {} was taken instead, the latest time that is signed: set the clock, or wait for its battery",
+            "this machine's clock says {}, which cannot be, and {} was taken instead, the latest time that is signed: set the clock, or, if a release bears a wrong date, see freshroot.reset-floor",
             date::show(machine),
             date::show(now)
         )

@@ -54,14 +54,29 @@ fn create(path: &Path, mode: u32, text: &str) -> Result<()> {
     write().with_context(|| format!("writing {}", path.display()))
 }
 
-/// Reads a secret key's file, as [`generate`] or `nix key generate-secret` wrote it.
+/// Reads a secret key's file, as [`generate`], `nix key generate-secret` or `nix-store --generate-binary-cache-key` wrote it.
 pub fn read(path: &Path) -> Result<SecretKey> {
+    read_text(path)?
+        .parse()
+        .with_context(|| format!("reading the key {}", path.display()))
+}
+
+/// A public key, as it is written or from its file.
+pub fn public(word: &str) -> Result<PublicKey> {
+    if let Ok(key) = word.parse() {
+        return Ok(key);
+    }
+    let text = read_text(Path::new(word)).context("neither a public key, name:base64, nor the file of one")?;
+    text.parse().with_context(|| format!("reading the public key {word}"))
+}
+
+fn read_text(path: &Path) -> Result<String> {
     let mut text = String::new();
     let file = File::open(path).with_context(|| format!("opening the key {}", path.display()))?;
     file.take(KEY_FILE_LIMIT)
         .read_to_string(&mut text)
         .with_context(|| format!("reading the key {}", path.display()))?;
-    text.trim().parse().with_context(|| format!("reading the key {}", path.display()))
+    Ok(text.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -98,6 +113,19 @@ mod tests {
         generate("k-1", &folder.path().join("key")).unwrap();
         assert!(read(&folder.path().join("key")).is_ok());
         assert!(folder.path().join("key.pub").exists());
+    }
+
+    #[test]
+    fn a_public_key_is_given_as_it_is_or_by_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = generate("k-1", folder.path()).unwrap();
+        let file = folder.path().join("k-1.pub");
+        assert_eq!(public(&key.to_string()).unwrap(), key);
+        assert_eq!(public(file.to_str().unwrap()).unwrap(), key);
+        let secret = format!("{:#}", public(folder.path().join("k-1.secret").to_str().unwrap()).unwrap_err());
+        assert!(secret.contains("64 are a secret key"), "{secret}");
+        let nothing = format!("{:#}", public("k-1").unwrap_err());
+        assert!(nothing.contains("nor the file of one"), "{nothing}");
     }
 
     #[test]

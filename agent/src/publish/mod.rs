@@ -24,6 +24,8 @@ pub mod params;
 pub mod progress;
 pub mod registration;
 #[cfg(feature = "publish")]
+pub mod rotate;
+#[cfg(feature = "publish")]
 pub mod run;
 #[cfg(feature = "publish")]
 pub mod serve;

@@ -12,7 +12,8 @@ use super::closure::{Closure, make_image};
 use super::folder::Folder;
 use super::generation::{Publication, Published, publish};
 use super::inspect::Contents;
-use super::{hosts, inspect, keys, serve, sign};
+use super::rotate::Rotation;
+use super::{hosts, inspect, keys, rotate, serve, sign};
 use crate::formats::key::SecretKey;
 
 /// Below the served folder while a closure's image is made; a leading dot is never served.
@@ -61,6 +62,28 @@ pub fn run(command: Command, program: &Path, now: u64) -> Result<()> {
             ensure!(folder.is_dir(), "{} is not a folder", folder.display());
             let signed = sign::sign(&Folder::lock(&folder)?, &keys, &mut |_, _| Ok(()))?;
             say(&signed.iter().map(|path| format!("signed {path}\n")).collect::<String>())
+        }
+        Command::Rotate {
+            folder,
+            keys,
+            old,
+            drop_old,
+            dry_run,
+        } => {
+            let new = read_keys(&keys)?;
+            let old = old.iter().map(|word| keys::public(word)).collect::<Result<Vec<_>>>()?;
+            let rotation = Rotation {
+                new: &new,
+                old: &old,
+                drop_old,
+            };
+            ensure!(folder.is_dir(), "{} is not a folder", folder.display());
+            let rotated = if dry_run {
+                rotate::plan(&folder, &rotation)?
+            } else {
+                rotate::rotate(&Folder::lock(&folder)?, &rotation, &mut |_, _| Ok(()))?
+            };
+            say(&rotate::report(&rotated, &rotation, dry_run))
         }
         Command::Hosts { folder, changes } => {
             ensure!(folder.is_dir(), "{} is not a folder", folder.display());

@@ -25,7 +25,7 @@ fn run(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn succeed(arguments: &[&str]) -> String {
+pub fn succeed(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(
         output.status.success(),
@@ -35,13 +35,13 @@ fn succeed(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn fail(arguments: &[&str]) -> (i32, String) {
+pub fn fail(arguments: &[&str]) -> (i32, String) {
     let output = run(arguments);
     (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// Paths, inodes, times and bytes of all files of a folder, hidden ones left out.
-fn snapshot(root: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, Vec<u8>)> {
+pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
     while let Some(folder) = todo.pop() {
@@ -59,15 +59,15 @@ fn snapshot(root: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, Vec<u8>)> {
     found
 }
 
-struct Lab {
+pub struct Lab {
     store: Store,
-    image: String,
-    out: PathBuf,
-    key: String,
+    pub image: String,
+    pub out: PathBuf,
+    pub key: String,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let store = Store::new();
         store.toplevel('a', "demo");
         let image = store.image("one.squashfs").to_str().unwrap().to_owned();
@@ -84,17 +84,21 @@ impl Lab {
         }
     }
 
-    fn next(&self) -> String {
+    pub fn store_folder(&self) -> PathBuf {
+        self.store.folder.path().to_owned()
+    }
+
+    pub fn next(&self) -> String {
         self.store.toplevel('b', "demo");
         fs::remove_dir_all(self.store.path(&format!("{}-nixos-system-demo", hash('a')))).unwrap();
         self.store.image("two.squashfs").to_str().unwrap().to_owned()
     }
 
-    fn file(&self, name: &str) -> String {
+    pub fn file(&self, name: &str) -> String {
         self.store.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn image(&self, image: &str, more: &[&str]) -> String {
+    pub fn image(&self, image: &str, more: &[&str]) -> String {
         let (kernel, initrd) = (self.file("kernel"), self.file("initrd"));
         let mut line = vec!["image", image, "--out", self.out.to_str().unwrap(), "--channel", "lab"];
         line.extend(["--kernel", &kernel, "--initrd", &initrd]);
@@ -102,7 +106,7 @@ impl Lab {
         succeed(&line)
     }
 
-    fn answer(&self, path: &str) -> Answer {
+    pub fn answer(&self, path: &str) -> Answer {
         Answer::parse(&fs::read(self.out.join(path)).unwrap()).unwrap()
     }
 

@@ -11,6 +11,7 @@ mod memory;
 mod network;
 mod stage_2;
 mod systemd;
+mod trust;
 pub mod warm;
 mod ways;
 
@@ -107,6 +108,7 @@ pub fn all() -> Vec<Test> {
         memory::ALL,
         kinds::ALL,
         stage_2::ALL,
+        trust::ALL,
         ways::ALL,
         iso::ALL,
     ];

@@ -13,6 +13,7 @@ Commands:
   image    publish a squashfs image
   closure  make an image of a store closure and publish it
   sign     sign what was published without a signature
+  rotate   replace the keys that have signed what was published
   hosts    say which machine boots which channel
   serve    serve a published folder over HTTP, for a lab or a test
 
@@ -95,6 +96,26 @@ Usage: freshroot-publish sign FOLDER --key FILE…
 
 Example:
   cp -r --no-preserve=mode result /srv/freshroot && freshroot-publish sign /srv/freshroot --key lab-1.secret
+";
+
+/// `rotate --help`.
+pub const ROTATE: &str = "\
+Signs every answer of a published folder with new keys, beside the old ones or in their place. Serial and date of what is published stay,
+so that machines take the signature over and fetch nothing. An answer that none of the keys has signed is refused, and nothing is changed then.
+
+Usage: freshroot-publish rotate FOLDER --key FILE… --old-public KEY… [--drop-old] [--dry-run]
+
+  --key FILE        a new secret key; may be repeated
+  --old-public KEY  a public key that machines trust today, or its file; may be repeated
+  --drop-old        remove the signatures of the old keys: machines that trust these alone take nothing any more
+  --dry-run         only say what there is to do
+
+The order in which machines and folder are changed stands in publishing.md, «Replacing a key».
+
+Examples:
+  freshroot-publish rotate /srv/freshroot --key lab-2.secret --old-public lab-1.pub --dry-run
+  freshroot-publish rotate /srv/freshroot --key lab-2.secret --old-public lab-1.pub
+  freshroot-publish rotate /srv/freshroot --key lab-2.secret --old-public lab-1.pub --drop-old
 ";
 
 /// `hosts --help`.

@@ -53,6 +53,19 @@ pub enum Command {
         /// How.
         options: Box<Options>,
     },
+    /// Replace the keys that have signed what was published.
+    Rotate {
+        /// The served folder.
+        folder: PathBuf,
+        /// Secret keys: the new ones.
+        keys: Vec<PathBuf>,
+        /// Public keys, or their files: the old ones.
+        old: Vec<String>,
+        /// Without the signatures of the old ones.
+        drop_old: bool,
+        /// Only say what there is to do.
+        dry_run: bool,
+    },
     /// Sign what was published.
     Sign {
         /// The served folder.
@@ -94,7 +107,8 @@ impl From<lexopt::Error> for Usage {
     }
 }
 
-const COMMANDS: &[&str] = &["keygen", "image", "closure", "sign", "hosts", "serve"];
+const COMMANDS: &[&str] = &["keygen", "image", "closure", "sign", "rotate", "hosts", "serve"];
+const ROTATE: &[&str] = &["key", "old-public", "drop-old", "dry-run"];
 const HOSTS: &[&str] = &["remove", "default", "url"];
 const SERVE: &[&str] = &["listen", "port-file", "rate", "url"];
 
@@ -118,6 +132,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, now: u64) -> Result<
         "image" => image(&mut parser, now),
         "closure" => closure(&mut parser, now),
         "sign" => sign(&mut parser),
+        "rotate" => rotate(&mut parser),
         "hosts" => hosts(&mut parser),
         "serve" => serve(&mut parser),
         inspect::SUBCOMMAND => one("the image", values(&mut parser)?).map(|file| Command::Inspect(file.into())),
@@ -227,6 +242,36 @@ fn sign(parser: &mut Parser) -> Result<Command, Usage> {
         return Err(missing("--key FILE"));
     }
     Ok(Command::Sign { folder, keys })
+}
+
+fn rotate(parser: &mut Parser) -> Result<Command, Usage> {
+    let (mut folders, mut keys, mut old) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut drop_old, mut dry_run) = (false, false);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Print(help::ROTATE.to_owned())),
+            Arg::Long("key") => keys.push(parser.value()?.into()),
+            Arg::Long("old-public") => old.push(parser.value()?.string()?),
+            Arg::Long("drop-old") => drop_old = true,
+            Arg::Long("dry-run") => dry_run = true,
+            Arg::Value(value) => folders.push(value),
+            Arg::Short(_) | Arg::Long(_) => return Err(wrong(&argument, ROTATE)),
+        }
+    }
+    let folder = one("the served folder", folders)?.into();
+    if keys.is_empty() {
+        return Err(missing("--key FILE, the new secret key,"));
+    }
+    if old.is_empty() {
+        return Err(missing("--old-public KEY, the public key that machines trust today,"));
+    }
+    Ok(Command::Rotate {
+        folder,
+        keys,
+        old,
+        drop_old,
+        dry_run,
+    })
 }
 
 fn hosts(parser: &mut Parser) -> Result<Command, Usage> {
@@ -361,6 +406,13 @@ mod tests {
                 "1 to 22",
             ),
             ("sign d", "--key FILE is missing"),
+            ("rotate", "the served folder is missing"),
+            ("rotate d --old-public k:x", "--key FILE, the new secret key, is missing"),
+            (
+                "rotate d --key k",
+                "--old-public KEY, the public key that machines trust today, is missing",
+            ),
+            ("rotate d --old-publik k", "did you mean --old-public?"),
             ("serve d --listen 8080", "ADDRESS:PORT"),
             ("hosts", "the served folder is missing"),
             ("hosts d lab", "MACHINE=CHANNEL"),
@@ -402,7 +454,7 @@ mod tests {
     fn the_manual_page_has_every_option() {
         let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/freshroot-publish.1.md")).unwrap();
         let own = ["registration", "store", "level"];
-        for option in PUBLISHING.iter().chain(&own).chain(HOSTS).chain(SERVE) {
+        for option in PUBLISHING.iter().chain(&own).chain(ROTATE).chain(HOSTS).chain(SERVE) {
             assert!(page.contains(&format!("**--{option}**")), "--{option}");
         }
         for command in COMMANDS {
