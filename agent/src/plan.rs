@@ -15,7 +15,7 @@ use crate::cache::state::read_state;
 use crate::cache::tries::read_history;
 use crate::cache::{Held, held, read_generations};
 use crate::candidates::{Observed, RunningKernel, candidates, is_spent};
-use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
+use crate::decide::{Answer, Candidate, Decision, Freshness, ImageState, Next, Situation, decide, policy_name};
 use crate::floors::Floors;
 use crate::mode::Mode;
 use crate::mount::entry::{MountEntry, MountKind, Need};
@@ -118,6 +118,7 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
             },
             unfit: None,
             failed: None,
+            slow: None,
             spent: is_spent(history.tries(one.authorised.digest()), settings.policy.tries),
             blessed: history.is_blessed(one.authorised.digest()),
             withdrawn: floors.is_withdrawn(&one.authorised),
@@ -129,6 +130,8 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
         askable: !settings.urls.is_empty() && wanted.question().is_some(),
         candidates: candidates(&observed, &wanted, kernel),
         answer: Answer::NotAsked,
+        freshness: Freshness::default(),
+        cached_chosen: false,
     };
     let decision = decide(&situation);
     let without_answer = (decision.next == Next::Ask).then(|| {

@@ -18,7 +18,7 @@ use freshroot::boot::ticker::Teller;
 use freshroot::fetch::Progress;
 use freshroot::fetch::image::Patience;
 use freshroot::fetch::pace::Slowest;
-use freshroot::http::{Limits, Options};
+use freshroot::http::{Budget, Limits, Options};
 use freshroot::report::Report;
 use freshroot::verify::BootImage;
 use support::bench::{Bench, LIMITS, PATIENT, STALL, files, from, honest, honestly};
@@ -369,6 +369,7 @@ fn row_23_an_image_that_does_not_get_its_place_boots_all_the_same_and_is_not_fet
         source: bench.source(),
         image: &bench.new.image,
         patience: bench.patience,
+        record: &|| {},
     };
     // A name that is taken by a folder cannot be given to a file.
     let place = bench.cache.image_path(bench.new.image.sha256);
@@ -396,7 +397,7 @@ fn row_23_an_image_that_does_not_get_its_place_boots_all_the_same_and_is_not_fet
 fn a_budget_ends_a_transfer_at_its_last_byte_and_the_next_boot_goes_on() {
     let budget = (4 * CHUNK + 100) as u64;
     let options = || Options {
-        budget: Some(budget),
+        budget: Some(Budget::Boot(budget)),
         ..Options::new(LIMITS)
     };
     let bench = Bench::by(vec![honest(), honest()], options());

@@ -102,6 +102,25 @@ impl Part {
         })
     }
 
+    /// How many bytes of the image a map names, without looking whether they are good.
+    pub fn named(cache: &Cache, image: &Image, index: &ChunkIndex) -> u64 {
+        let folder = cache.folder().join("partial");
+        let identity = PartMap {
+            image_size: image.size,
+            chunk_index: image.chunk_index.sha256,
+        };
+        let (path, map_path) = (
+            folder.join(format!("{}.part", image.sha256)),
+            folder.join(format!("{}.map", image.sha256)),
+        );
+        let named = resumable(&path, &map_path, &identity, index.chunks().len()).ok().flatten();
+        let chunks = named.unwrap_or_default().into_iter();
+        chunks
+            .filter_map(|number| index.chunks().get(number as usize))
+            .map(|chunk| u64::from(chunk.length))
+            .sum()
+    }
+
     /// Makes a partial image of a corrupt one: its good chunks need not be fetched again.
     ///
     /// # Errors
@@ -300,6 +319,7 @@ mod tests {
         }
         part.record(&[0, 3]).unwrap();
         drop(part);
+        assert_eq!(Part::named(&cache, &image, &index), 2000);
         let part = Part::open(&cache, &image, &index, &|_| {}).unwrap();
         assert_eq!((count(&part), part.present()[0], part.present()[3]), (2, true, true));
     }
