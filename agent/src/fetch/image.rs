@@ -231,10 +231,9 @@ impl Transfer<'_, '_> {
         Ok(())
     }
 
-    /// Whether the end is that of the time for which there is something else to boot.
+    /// Whether what ends here ends because something else boots.
     fn ends_for_something_else(&self, end: Option<Instant>) -> bool {
-        let limit = self.patience.hurry.and_then(|hurry| self.started.checked_add(hurry.limit));
-        limit.is_some_and(|limit| end.is_some_and(|end| end + LEAST >= limit))
+        self.patience.hurry.is_some() && self.patience.deadline.is_some() && end >= self.patience.deadline
     }
 
     fn fetch_run(&mut self, mirror: usize, url: &str, run: Run) -> Result<(), HttpError> {
