@@ -4,6 +4,7 @@
 //! The modules follow one line: observe → decide → plan → act. Values and decisions are pure; effects are thin, and do not import one another;
 //! [`boot`] alone knows the order.
 
+pub mod allowance;
 pub mod boot;
 pub mod cache;
 pub mod candidates;

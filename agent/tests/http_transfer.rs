@@ -16,7 +16,8 @@ use freshroot::boot::deadline::Deadline;
 use freshroot::boot::download::Download;
 use freshroot::boot::ticker::Teller;
 use freshroot::fetch::Progress;
-use freshroot::fetch::image::Patience;
+use freshroot::fetch::hurry::Hurry;
+use freshroot::fetch::image::{FetchError, Patience};
 use freshroot::fetch::pace::Slowest;
 use freshroot::http::{Budget, Limits, Options};
 use freshroot::report::Report;
@@ -541,4 +542,45 @@ fn what_is_wrong_with_one_range_of_several_ends_the_body_there_and_nothing_wrong
         let again = bench.received() - bench.new.bytes.len();
         assert!(again <= 4 * PIECE, "{why}: {again} bytes were fetched twice");
     });
+}
+
+#[test]
+fn a_transfer_that_cannot_be_done_in_time_is_given_up_early_and_gone_on_with() {
+    // Half a megabyte at 100 kB/s takes more than five seconds.
+    let slow = || Bench::with(vec![Server::new(honestly(|_, reply| paced(reply, 100_000)))]);
+    let hurried = |bench: Bench, seconds: u64| {
+        let limit = Duration::from_secs(seconds);
+        let patience = Patience {
+            deadline: Some(Instant::now() + limit),
+            hurry: Some(Hurry {
+                limit,
+                fair: Duration::from_secs(1),
+            }),
+            ..bench.patience
+        };
+        Bench { patience, ..bench }
+    };
+    let bench = hurried(slow(), 3);
+    let started = Instant::now();
+    match bench.fetch() {
+        Err(FetchError::Late(what)) => assert!(what.contains("policy.fetchWait"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+    bench.assert_unchanged();
+    let there = support::world::present(&bench.cache, &bench.new);
+    assert!(there >= 1, "what came in its share is kept");
+    // Later, in the running system, there is time.
+    let patience = Patience {
+        deadline: None,
+        hurry: None,
+        ..bench.patience
+    };
+    let bench = Bench { patience, ..bench };
+    bench.fetch().unwrap();
+    bench.assert_committed();
+    // What will be done in time is waited for.
+    let bench = hurried(slow(), 8);
+    bench.fetch().unwrap();
+    bench.assert_committed();
 }

@@ -7,20 +7,17 @@ use super::deadline::Deadline;
 use super::generations::Entry;
 use super::ledger::Ledger;
 use super::online::Online;
-use crate::cache::part::Part;
-use crate::cache::{Cache, reports};
+use crate::cache::{self, Cache, reports};
 use crate::console::announce;
 use crate::formats::manifest::Image;
 use crate::keyboard::{Keys, listen};
 use crate::long_download::{Ahead, Budget, Cached, Key, key, question};
 use crate::report::Report;
 
-/// Bytes of an image that no cache holds, as its maps say.
+/// Bytes of an image that no cache holds.
 pub fn missing<'a>(caches: impl IntoIterator<Item = &'a Cache>, image: &Image) -> u64 {
-    let held = caches
-        .into_iter()
-        .filter_map(|cache| Some(Part::named(cache, image, &cache.chunk_index(image)?)));
-    image.size.saturating_sub(held.max().unwrap_or(0))
+    let missing = caches.into_iter().map(|cache| cache::missing(cache.folder(), image));
+    missing.min().unwrap_or(image.size)
 }
 
 /// What is known of a generation that could be booted instead.

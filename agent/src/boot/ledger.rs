@@ -4,14 +4,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::allowance;
 use crate::cache::Cache;
 use crate::cache::state::read_state;
 use crate::clock::Clock;
 use crate::formats::state::State;
 use crate::http::{Budget, mirror_of};
-use crate::settings::Settings;
+use crate::settings::{Settings, Transfer};
 
-const DAY: u64 = 24 * 3600;
 /// While a budget of the day is counted, it is written down as often as this: a power cut hides what came since.
 pub const RECORD: Duration = Duration::from_secs(10);
 
@@ -20,22 +20,18 @@ pub const RECORD: Duration = Duration::from_secs(10);
 pub struct Ledger {
     state: State,
     clock: Clock,
-    per_boot: u64,
-    per_day: u64,
-    rate_limit: u64,
+    transfer: Transfer,
     /// Of what this process received, so much is written down.
     recorded: AtomicU64,
 }
 
 impl Ledger {
     /// With what the cache remembers.
-    pub const fn new(settings: &Settings, state: State, clock: Clock) -> Self {
+    pub fn new(settings: &Settings, state: State, clock: Clock) -> Self {
         Self {
             state,
             clock,
-            per_boot: settings.transfer.budget,
-            per_day: settings.transfer.budget_per_day,
-            rate_limit: settings.transfer.rate_limit,
+            transfer: settings.transfer.clone(),
             recorded: AtomicU64::new(0),
         }
     }
@@ -47,24 +43,24 @@ impl Ledger {
 
     /// What this process may receive.
     pub fn budget(&self) -> Option<Budget> {
-        budget(self.per_boot, self.per_day, self.state.received_on(self.today(&self.state)))
+        allowance::budget(&self.transfer, &self.state, &self.clock)
     }
 
     /// Bytes a second that are expected of a mirror.
     pub fn rate(&self, url: &str) -> Option<u64> {
-        expected_rate(self.state.rate(&mirror_of(url)), self.rate_limit)
+        allowance::rate(&self.transfer, &self.state, url)
     }
 
     /// Whether bytes are counted by the day.
     pub const fn counts_days(&self) -> bool {
-        self.per_day > 0
+        self.transfer.budget_per_day > 0
     }
 
     /// This process has received so many bytes so far.
     pub fn received(&self, disk: Option<&Cache>, total: u64) {
         let new = total.saturating_sub(self.recorded.swap(total, Ordering::Relaxed));
         if new > 0 && self.counts_days() {
-            keep(disk, |state| state.add_received(self.today(state), new));
+            keep(disk, |state| state.add_received(allowance::today(state, &self.clock), new));
         }
     }
 
@@ -77,11 +73,6 @@ impl Ledger {
                 }
             });
         }
-    }
-
-    /// The day that counts.
-    fn today(&self, state: &State) -> u64 {
-        today(self.clock.now() / DAY, self.clock.is_behind(), state.received_day())
     }
 }
 
@@ -97,63 +88,13 @@ fn keep(disk: Option<&Cache>, change: impl FnOnce(&mut State)) {
     }
 }
 
-/// The day to count on. A machine whose clock is behind does not know it: the count of the day that is known goes on, and no day is begun anew before it.
-fn today(by_the_clock: u64, clock_is_behind: bool, counted: Option<u64>) -> u64 {
-    match counted {
-        Some(day) if clock_is_behind => day.max(by_the_clock),
-        Some(_) | None => by_the_clock,
-    }
-}
-
-/// The tighter one of both budgets; 0: there is none.
-fn budget(per_boot: u64, per_day: u64, received_today: u64) -> Option<Budget> {
-    let boot = (per_boot > 0).then_some(Budget::Boot(per_boot));
-    let day = (per_day > 0).then(|| Budget::Day(per_day.saturating_sub(received_today)));
-    [boot, day].into_iter().flatten().min_by_key(|budget| budget.bytes())
-}
-
-/// What is known of a mirror's rate; it is never more than what is allowed (0: any).
-fn expected_rate(measured: Option<u64>, limit: u64) -> Option<u64> {
-    match (measured, limit) {
-        (measured, 0) => measured,
-        (Some(measured), limit) => Some(measured.min(limit)),
-        (None, limit) => Some(limit),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::time::Instant;
 
-    #[test]
-    fn the_tighter_budget_holds() {
-        for (per_boot, per_day, received, expected) in [
-            (0, 0, 9, None),
-            (5, 0, 9, Some(Budget::Boot(5))),
-            (0, 10, 4, Some(Budget::Day(6))),
-            (0, 10, 11, Some(Budget::Day(0))),
-            (5, 10, 4, Some(Budget::Boot(5))),
-            (5, 10, 6, Some(Budget::Day(4))),
-        ] {
-            assert_eq!(budget(per_boot, per_day, received), expected);
-        }
-    }
-
-    #[test]
-    fn what_is_expected_is_never_more_than_what_is_allowed() {
-        for (measured, limit, expected) in [
-            (None, 0, None),
-            (Some(7), 0, Some(7)),
-            (Some(7), 5, Some(5)),
-            (Some(3), 5, Some(3)),
-            (None, 5, Some(5)),
-        ] {
-            assert_eq!(expected_rate(measured, limit), expected);
-        }
-    }
-
+    use crate::allowance::DAY;
     const SUNDAY: u64 = 25_000;
     static NOW: AtomicU64 = AtomicU64::new(0);
 

@@ -102,25 +102,6 @@ impl Part {
         })
     }
 
-    /// How many bytes of the image a map names, without looking whether they are good.
-    pub fn named(cache: &Cache, image: &Image, index: &ChunkIndex) -> u64 {
-        let folder = cache.folder().join("partial");
-        let identity = PartMap {
-            image_size: image.size,
-            chunk_index: image.chunk_index.sha256,
-        };
-        let (path, map_path) = (
-            folder.join(format!("{}.part", image.sha256)),
-            folder.join(format!("{}.map", image.sha256)),
-        );
-        let named = resumable(&path, &map_path, &identity, index.chunks().len()).ok().flatten();
-        let chunks = named.unwrap_or_default().into_iter();
-        chunks
-            .filter_map(|number| index.chunks().get(number as usize))
-            .map(|chunk| u64::from(chunk.length))
-            .sum()
-    }
-
     /// Makes a partial image of a corrupt one: its good chunks need not be fetched again.
     ///
     /// # Errors
@@ -215,6 +196,21 @@ impl Part {
         atomic::remove(&self.map_path)?;
         atomic::remove(&self.path).map(|_| ())
     }
+}
+
+/// How many bytes of the image a map names, without looking whether they are good.
+pub(super) fn named(cache: &Path, image: &Image, index: &ChunkIndex) -> u64 {
+    let file = |end: &str| cache.join("partial").join(format!("{}.{end}", image.sha256));
+    let identity = PartMap {
+        image_size: image.size,
+        chunk_index: image.chunk_index.sha256,
+    };
+    let named = resumable(&file("part"), &file("map"), &identity, index.chunks().len());
+    let chunks = named.ok().flatten().unwrap_or_default().into_iter();
+    chunks
+        .filter_map(|number| index.chunks().get(number as usize))
+        .map(|chunk| u64::from(chunk.length))
+        .sum()
 }
 
 /// Ends what a commit left undone that was cut short after its first rename: the index follows its image, and a map without a file goes.
@@ -319,7 +315,7 @@ mod tests {
         }
         part.record(&[0, 3]).unwrap();
         drop(part);
-        assert_eq!(Part::named(&cache, &image, &index), 2000);
+        assert_eq!(named(cache.folder(), &image, &index), 2000);
         let part = Part::open(&cache, &image, &index, &|_| {}).unwrap();
         assert_eq!((count(&part), part.present()[0], part.present()[3]), (2, true, true));
     }

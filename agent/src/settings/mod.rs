@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cmdline::CommandLine;
 pub use crate::store_path::StorePath;
 pub use validate::OUR_INIT;
-pub use validated::{FailureAction, InitWord, NetworkBy, OnFailure, Origin, PolicyMode, Settings, Verify};
+pub use validated::{FailureAction, InitWord, NetworkBy, OnFailure, Origin, PolicyMode, Settings, Transfer, Verify};
 pub use value::Size;
 
 use parsed::ParsedFile;
