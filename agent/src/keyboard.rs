@@ -14,6 +14,10 @@ use crate::console::consoles;
 
 /// Between two lines of the countdown: a console that can do no more shows one a second.
 const SECOND: Duration = Duration::from_secs(1);
+/// What comes with less between it belongs together: keys come one by one, an echo does not.
+const TOGETHER: Duration = Duration::from_millis(50);
+/// More is no key, whatever it is.
+const MOST: usize = 256;
 /// Where systemd's programs put what they ask a person for (systemd-ask-password(1)).
 const QUESTIONS: &str = "run/systemd/ask-password";
 
@@ -52,7 +56,7 @@ pub fn listen<T>(root: &Path, keys: Keys, limit: Duration, key: impl Fn(&[u8]) -
                 continue;
             }
             let mut pressed = None;
-            terminals.retain_mut(|terminal| match terminal.read() {
+            terminals.retain_mut(|terminal| match terminal.read_together() {
                 Some(bytes) => {
                     pressed = pressed.take().or_else(|| key(&bytes));
                     true
@@ -120,7 +124,16 @@ impl Terminal {
         open().map_err(|error| log::debug!("no keys from {}: {error}", path.display())).ok()
     }
 
-    /// What was pressed; none if it hung up.
+    /// What came together; none if it hung up.
+    fn read_together(&mut self) -> Option<Vec<u8>> {
+        let mut together = self.read()?;
+        while !together.is_empty() && together.len() < MOST && wait(std::slice::from_ref(self), TOGETHER) {
+            together.extend(self.read()?);
+        }
+        Some(together)
+    }
+
+    /// What is there; none if it hung up.
     fn read(&mut self) -> Option<Vec<u8>> {
         let mut bytes = [0; 64];
         match self.file.read(&mut bytes) {

@@ -112,14 +112,19 @@ pub fn question(left: Duration) -> String {
     format!("press c for the cached system, d for the download; without a key the policy decides in {seconds} s")
 }
 
-/// What the bytes of one read from a terminal mean. Keys like the arrows come as several bytes that begin with ESC: they are none of ours.
+/// What bytes mean that came together from a terminal: one key, or the same one held down. An arrow comes as several bytes, and so does what a serial line with
+/// nobody at its end hears of our own words: that is no key.
 pub fn key(bytes: &[u8]) -> Option<Key> {
-    let ours = |byte: &u8| match byte {
+    let pressed = bytes.trim_ascii_end();
+    let (first, rest) = pressed.split_first()?;
+    if rest.iter().any(|byte| byte != first) {
+        return None;
+    }
+    match first {
         b'c' | b'C' => Some(Key::Cached),
         b'd' | b'D' => Some(Key::Download),
         _ => None,
-    };
-    bytes.iter().take_while(|byte| **byte != 0x1b).find_map(ours)
+    }
 }
 
 #[cfg(test)]
@@ -285,7 +290,10 @@ mod tests {
             (b"C", Some(Key::Cached)),
             (b"d\r", Some(Key::Download)),
             (b"D", Some(Key::Download)),
-            (b"xyc", Some(Key::Cached)),
+            (b"ccc", Some(Key::Cached)),
+            (b"xyc", None),
+            (b"cd", None),
+            (b"freshroot: press c for the cached system, d for the download\r\n", None),
             (b"", None),
             (b"\r\n", None),
             (b"\x1b[C", None),
