@@ -197,7 +197,13 @@ in
       wait = setting duration "30s" "Limit until a valid answer, while something bootable is cached.";
       fetchWait =
         setting duration "5min"
-          "Limit of a transfer, while something bootable is cached; what was received is kept.";
+          "Limit of a transfer, estimated or elapsed, while something bootable is cached; what was received is kept.";
+      maxAge =
+        setting duration "any age will do under `cache-first`, none under `wait`"
+          "How old the last answer may be without asking, under `cache-first` and `wait`.";
+      countdown =
+        setting duration "5s"
+          "How long keys are listened for on the consoles before a long download, while something bootable is cached: `c` boots that, `d` downloads. 0: not at all.";
       tries = mkOption {
         type = types.nullOr (types.ints.between 0 100);
         default = if cfg.bless.enable then 3 else null;
@@ -228,6 +234,9 @@ in
       budget =
         setting bytes "any number"
           "Bytes of answers that one boot may receive; what came is kept, and the next boot goes on.";
+      budgetPerDay =
+        setting bytes "any number"
+          "Bytes of answers that may be received a day, by boots and `freshroot fetch` together; counted on the cache disk. What came is kept.";
       parallel =
         setting (types.ints.between 1 16) "1"
           "How many ranges of an image are asked for at once. More than one helps where a single connection does not fill the link, and costs a server as many connections.";

@@ -79,6 +79,7 @@ fn fetch(url: &str, channel: &str, key: &str, folder: &Path) -> Result<u64> {
     let image = valid.authorised.manifest().image.clone();
     let patience = Patience {
         deadline: None,
+        hurry: None,
         without_progress: FETCH_WAIT,
         slowest: SLOWEST,
         parallel: std::env::var("PARALLEL").map_or(Ok(1), |text| text.parse())?,

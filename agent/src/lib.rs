@@ -4,6 +4,7 @@
 //! The modules follow one line: observe → decide → plan → act. Values and decisions are pure; effects are thin, and do not import one another;
 //! [`boot`] alone knows the order.
 
+pub mod allowance;
 pub mod boot;
 pub mod cache;
 pub mod candidates;
@@ -16,12 +17,15 @@ pub mod device;
 pub mod digest;
 pub mod failure;
 pub mod fetch;
+pub mod figures;
 pub mod floors;
 pub mod foreign;
 pub mod formats;
 pub mod handover;
 pub mod http;
+pub mod keyboard;
 pub mod kmod;
+pub mod long_download;
 pub mod mode;
 pub mod mount;
 pub mod net;

@@ -1,22 +1,30 @@
 //! The plan: what `boot` would do next and why, from what can be seen without doing anything. No executor is in scope here.
 //!
-//! It is pure but for one thing: it looks at the cache, through [`read_generations`], [`read_history`], [`read_state`] and [`held`] alone, which open files for
+//! It is pure but for one thing: it looks at the cache, through [`read_generations`], [`read_history`], [`read_state`], [`held`] and [`missing`] alone, which open files for
 //! reading and change nothing. It may read, never write: [`crate::cache::Cache`], which locks and writes, has no place here.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use crate::allowance;
 use crate::cache::state::read_state;
 use crate::cache::tries::read_history;
-use crate::cache::{Held, held, read_generations};
-use crate::candidates::{Observed, RunningKernel, candidates, is_spent};
-use crate::decide::{Answer, Candidate, Decision, ImageState, Next, Situation, decide, policy_name};
+use crate::cache::{Held, held, missing, read_generations};
+use crate::candidates::{Observed, RunningKernel, age_of_answer, candidates, is_spent};
+use crate::clock::Clock;
+use crate::decide::{Answer, Candidate, Decision, Freshness, ImageState, Next, Situation, best, decide, policy_name};
+use crate::digest::Digest;
+use crate::fetch::hurry::estimate;
+use crate::figures;
 use crate::floors::Floors;
+use crate::formats::state::State;
+use crate::http::Budget;
 use crate::mode::Mode;
 use crate::mount::entry::{MountEntry, MountKind, Need};
 use crate::mount::system::{RO_STORE, RW_STORE, STORE, TOPLEVEL_LINK};
@@ -57,6 +65,61 @@ struct Planned {
     rule: &'static str,
     reason: String,
     next: String,
+    /// The settings that it follows from.
+    because: Vec<Set>,
+    /// The figures that it follows from.
+    figures: Figures,
+}
+
+/// What a decision is counted out from; what is not known, or does not matter, is left out.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Figures {
+    /// Seconds since the last valid answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age: Option<u64>,
+    /// Bytes that would be fetched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<u64>,
+    /// Bytes a second, as they came last from the first mirror, or as they are limited to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<u64>,
+    /// Seconds that the transfer takes at that rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate: Option<u64>,
+    /// Bytes that may be received.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<u64>,
+    /// Whether a budget of the day leaves that much, and not one of the boot.
+    #[serde(skip)]
+    of_the_day: bool,
+}
+
+impl Figures {
+    /// Line by line.
+    fn lines(&self) -> Vec<String> {
+        let seconds = |seconds: u64| figures::time(Duration::from_secs(seconds));
+        let mut lines = Vec::new();
+        if let Some(age) = self.age {
+            lines.push(format!("the last answer is {} old", seconds(age)));
+        }
+        match (self.missing, self.rate, self.estimate) {
+            (Some(missing), Some(rate), Some(time)) => lines.push(format!(
+                "{} to fetch, {} at {}",
+                figures::bytes(missing),
+                seconds(time),
+                figures::rate(rate)
+            )),
+            (Some(missing), ..) => lines.push(format!("{} to fetch, at a rate that is not known", figures::bytes(missing))),
+            (None, Some(rate), _) => lines.push(format!("the first mirror sends {}", figures::rate(rate))),
+            (None, None, _) => {}
+        }
+        if let Some(budget) = self.budget {
+            let span = if self.of_the_day { "today" } else { "in this boot" };
+            lines.push(format!("{} may be received {span}", figures::bytes(budget)));
+        }
+        lines
+    }
 }
 
 /// One cached generation.
@@ -77,18 +140,26 @@ struct Seen {
 }
 
 /// One setting.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct Set {
     name: &'static str,
     value: String,
     origin: String,
 }
 
-/// Plans from settings for one mode, the cache in the folder `cache` (none: nothing is cached), the kernel, and the entries to be mounted.
+/// Plans from settings for one mode, the cache in the folder `cache` (none: nothing is cached), the kernel, the entries to be mounted, and the machine's clock
+/// (seconds since 1970).
 ///
 /// # Errors
 /// If a key or a channel's name is malformed, or the cache is there and cannot be read.
-pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &RunningKernel, entries: &[MountEntry]) -> Result<Plan> {
+pub fn plan(
+    settings: &Settings,
+    mode: Mode,
+    cache: Option<&Path>,
+    kernel: &RunningKernel,
+    entries: &[MountEntry],
+    machine: fn() -> u64,
+) -> Result<Plan> {
     let (wanted, oddities) = select(settings, mode).context("selecting a system")?;
     let mut warnings = settings.warnings.clone();
     warnings.extend(oddities);
@@ -118,30 +189,60 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
             },
             unfit: None,
             failed: None,
+            slow: None,
             spent: is_spent(history.tries(one.authorised.digest()), settings.policy.tries),
             blessed: history.is_blessed(one.authorised.digest()),
             withdrawn: floors.is_withdrawn(&one.authorised),
         })
         .collect();
+    let clock = Clock {
+        machine,
+        ..Clock::not_before(floors.time(machine()))
+    };
+    let candidates = candidates(&observed, &wanted, kernel);
+    let of = |digest: Digest| known.iter().find(|one| one.authorised.digest() == digest);
+    let age = match &wanted.target {
+        Target::Channel(channel) if settings.reset_floor.as_ref() == Some(channel) => None,
+        Target::Channel(channel) => {
+            best(&candidates).and_then(|best| age_of_answer(&of(best.manifest)?.authorised, channel, floors.state(), clock.now()))
+        }
+        Target::System(_) | Target::Manifest(_) | Target::Anything => None,
+    };
     let situation = Situation {
         mode: settings.policy.mode,
         exact: matches!(wanted.target, Target::System(_) | Target::Manifest(_)),
         askable: !settings.urls.is_empty() && wanted.question().is_some(),
-        candidates: candidates(&observed, &wanted, kernel),
+        candidates,
         answer: Answer::NotAsked,
+        freshness: Freshness {
+            max_age: Some(settings.policy.max_age).filter(|max_age| !max_age.is_zero()),
+            age,
+        },
+        cached_chosen: false,
     };
     let decision = decide(&situation);
+    let to_fetch = |digest: Digest| {
+        let image = &of(digest)?.authorised.manifest().image;
+        Some(cache.map_or(image.size, |folder| missing(folder, image)))
+    };
+    let explained = Explained {
+        settings,
+        wanted: &wanted,
+        state: floors.state(),
+        clock: &clock,
+        to_fetch: &to_fetch,
+    };
     let without_answer = (decision.next == Next::Ask).then(|| {
         let failed = Situation {
             answer: Answer::Failed("no server gives a valid answer in time".to_owned()),
             ..situation.clone()
         };
-        planned(&decide(&failed), settings, &wanted, &failed)
+        explained.planned(&decide(&failed), &failed)
     });
     Ok(Plan {
         wanted: wanted.target.to_string(),
         policy: policy_name(settings.policy.mode),
-        decision: planned(&decision, settings, &wanted, &situation),
+        decision: explained.planned(&decision, &situation),
         without_answer,
         cache: kept_in(settings, cache.is_some()),
         generations: situation.candidates.iter().map(seen).collect(),
@@ -149,62 +250,134 @@ pub fn plan(settings: &Settings, mode: Mode, cache: Option<&Path>, kernel: &Runn
         settings: TABLE
             .iter()
             .filter(|row| settings.origin(row.name) != Origin::Default)
-            .map(|row| Set {
-                name: row.name,
-                value: shown(row, settings),
-                origin: settings.origin(row.name).to_string(),
-            })
+            .map(|row| set(row, settings))
             .collect(),
         warnings,
     })
 }
 
-fn planned(decision: &Decision, settings: &Settings, wanted: &Wanted, situation: &Situation) -> Planned {
-    let name = |digest| {
-        situation
-            .candidates
-            .iter()
-            .find(|one| one.manifest == digest)
-            .map_or_else(String::new, |one| format!("«{}»", one.name))
-    };
-    let next = match &decision.next {
-        Next::Ask => {
-            let something = situation.candidates.iter().any(Candidate::bootable);
-            let limit = if something {
-                settings.policy.wait
-            } else {
-                settings.policy.fetch_wait
-            };
-            let path = wanted.question().map(|question| question.path()).unwrap_or_default();
-            let urls: Vec<String> = settings
-                .urls
-                .iter()
-                .map(|url| format!("{}/{path}", crate::http::without_credentials(url)))
-                .collect();
-            format!(
-                "ask {}, at most {}; boot what the answer names",
-                urls.join(", then "),
-                show_duration(limit)
-            )
+fn set(row: &'static Row, settings: &Settings) -> Set {
+    Set {
+        name: row.name,
+        value: shown(row, settings),
+        origin: settings.origin(row.name).to_string(),
+    }
+}
+
+/// What decisions are explained by.
+struct Explained<'a> {
+    settings: &'a Settings,
+    wanted: &'a Wanted,
+    state: &'a State,
+    clock: &'a Clock,
+    /// Bytes that are missing of a generation's image.
+    to_fetch: &'a dyn Fn(Digest) -> Option<u64>,
+}
+
+impl Explained<'_> {
+    fn planned(&self, decision: &Decision, situation: &Situation) -> Planned {
+        Planned {
+            rule: decision.rule,
+            reason: decision.reason.clone(),
+            next: self.next(&decision.next, situation),
+            because: self.because(decision, situation),
+            figures: self.figures(&decision.next, situation),
         }
-        Next::Verify(digest) => {
-            let how = match settings.verify {
-                Verify::Full => "verify every chunk",
-                Verify::Size => "compare nothing but the size",
-            };
-            format!("{how} of {}, then boot it", name(*digest))
+    }
+
+    fn next(&self, next: &Next, situation: &Situation) -> String {
+        let settings = self.settings;
+        let name = |digest| {
+            let found = situation.candidates.iter().find(|one| one.manifest == digest);
+            found.map_or_else(String::new, |one| format!("«{}»", one.name))
+        };
+        match next {
+            Next::Ask => {
+                let limit = match situation.alternative() {
+                    Some(_) => settings.policy.wait,
+                    None => settings.policy.fetch_wait,
+                };
+                let path = self.wanted.question().map(|question| question.path()).unwrap_or_default();
+                let urls: Vec<String> = settings
+                    .urls
+                    .iter()
+                    .map(|url| format!("{}/{path}", crate::http::without_credentials(url)))
+                    .collect();
+                format!(
+                    "ask {}, at most {}; boot what the answer names",
+                    urls.join(", then "),
+                    show_duration(limit)
+                )
+            }
+            Next::Verify(digest) => {
+                let how = match settings.verify {
+                    Verify::Full => "verify every chunk",
+                    Verify::Size => "compare nothing but the size",
+                };
+                format!("{how} of {}, then boot it", name(*digest))
+            }
+            Next::Fetch(digest) => {
+                let limit = match situation.alternative() {
+                    Some(_) => format!(", for {} at most", show_duration(settings.policy.fetch_wait)),
+                    None => String::new(),
+                };
+                format!("fetch what is missing of {}{limit}, then boot it", name(*digest))
+            }
+            Next::Boot(digest) => format!("boot {}", name(*digest)),
+            Next::GiveUp(_) => format!(
+                "give up; onFailure.action is {}",
+                by_name("onFailure.action").map_or_else(String::new, |row| shown(row, settings))
+            ),
         }
-        Next::Fetch(digest) => format!("fetch what is missing of {}, then boot it", name(*digest)),
-        Next::Boot(digest) => format!("boot {}", name(*digest)),
-        Next::GiveUp(_) => format!(
-            "give up; onFailure.action is {}",
-            by_name("onFailure.action").map_or_else(String::new, |row| shown(row, settings))
-        ),
-    };
-    Planned {
-        rule: decision.rule,
-        reason: decision.reason.clone(),
-        next,
+    }
+
+    /// The settings behind a decision, and where they come from.
+    fn because(&self, decision: &Decision, situation: &Situation) -> Vec<Set> {
+        let settings = self.settings;
+        let mut names = vec!["policy.mode"];
+        if situation.freshness.words().is_some() && !situation.exact {
+            names.push("policy.maxAge");
+        }
+        if decision.rule == "tries-used-up" {
+            names.push("policy.tries");
+        }
+        let alternative = situation.alternative().is_some();
+        let limits = [
+            ("transfer.maxTime", !settings.transfer.max_time.is_zero()),
+            ("transfer.rateLimit", settings.transfer.rate_limit > 0),
+            ("transfer.budget", settings.transfer.budget > 0),
+            ("transfer.budgetPerDay", settings.transfer.budget_per_day > 0),
+        ];
+        let budgets = limits.into_iter().filter(|(_, set)| *set).map(|(name, _)| name);
+        match &decision.next {
+            Next::Ask if alternative => names.extend(["policy.wait"]),
+            Next::Ask => names.extend(["policy.fetchWait"]),
+            Next::Verify(_) => names.push("verify"),
+            Next::Fetch(_) if alternative => names.extend(["policy.fetchWait", "policy.countdown"].into_iter().chain(budgets)),
+            Next::Fetch(_) => names.extend(budgets),
+            Next::Boot(_) => {}
+            Next::GiveUp(_) => names.push("onFailure.action"),
+        }
+        names.into_iter().filter_map(by_name).map(|row| set(row, settings)).collect()
+    }
+
+    fn figures(&self, next: &Next, situation: &Situation) -> Figures {
+        let missing = match next {
+            Next::Fetch(digest) => (self.to_fetch)(*digest),
+            Next::Ask | Next::Verify(_) | Next::Boot(_) | Next::GiveUp(_) => None,
+        };
+        let online = matches!(next, Next::Ask | Next::Fetch(_));
+        let rate = self.settings.urls.first().filter(|_| online);
+        let rate = rate.and_then(|url| allowance::rate(&self.settings.transfer, self.state, url));
+        let budget = allowance::budget(&self.settings.transfer, self.state, self.clock).filter(|_| online);
+        Figures {
+            age: situation.freshness.age.map(|age| age.as_secs()),
+            missing,
+            rate,
+            estimate: missing.zip(rate).map(|(missing, rate)| estimate(missing, rate).as_secs()),
+            budget: budget.map(Budget::bytes),
+            of_the_day: matches!(budget, Some(Budget::Day(_))),
+        }
     }
 }
 
@@ -316,14 +489,33 @@ fn mount(entry: &MountEntry) -> String {
     format!("{what} at {}{details}", entry.mount_point().display())
 }
 
+/// The settings and the figures that a decision follows from.
+fn explain(f: &mut fmt::Formatter<'_>, planned: &Planned) -> fmt::Result {
+    let because = planned
+        .because
+        .iter()
+        .map(|Set { name, value, origin }| format!("{name} = {value} (from {origin})"));
+    for (number, line) in because.chain(planned.figures.lines()).enumerate() {
+        let title = if number == 0 { "because:" } else { "" };
+        writeln!(f, "{title:<11}{line}")?;
+    }
+    Ok(())
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "wanted:    {}", self.wanted)?;
         writeln!(f, "policy:    {}", self.policy)?;
         writeln!(f, "decision:  {} [{}]", self.decision.reason, self.decision.rule)?;
         writeln!(f, "next:      {}", self.decision.next)?;
-        if let Some(Planned { rule, reason, next }) = &self.without_answer {
-            writeln!(f, "otherwise: {reason} [{rule}]\n           {next}")?;
+        explain(f, &self.decision)?;
+        if let Some(otherwise) = &self.without_answer {
+            writeln!(
+                f,
+                "otherwise: {} [{}]\n           {}",
+                otherwise.reason, otherwise.rule, otherwise.next
+            )?;
+            explain(f, otherwise)?;
         }
         writeln!(f, "cache:     {}", self.cache)?;
         if self.generations.is_empty() {

@@ -1,6 +1,6 @@
 //! The report of a boot: what was decided and why, what it cost, what was odd. Written down in `docs/formats.md`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
@@ -219,6 +219,15 @@ impl Report {
             device: device.display().to_string(),
             result,
         });
+    }
+
+    /// How long this boot took, if it was one of this generation, from the cache: without what the network took.
+    pub fn stage_1_of(&self, manifest: Digest) -> Option<Duration> {
+        let booted = self.outcome == Outcome::Booted && self.source == Some(Source::Cache);
+        let same = self.system.as_ref().is_some_and(|system| system.manifest == manifest);
+        let own = |step: &&Step| !matches!(step.step.as_str(), "network" | "ask" | "fetch");
+        let steps = self.steps.iter().filter(own);
+        (booted && same).then(|| Duration::from_millis(steps.fold(0, |sum, step| sum.saturating_add(step.milliseconds))))
     }
 
     /// Warns, and remembers it.

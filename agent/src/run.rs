@@ -17,6 +17,7 @@ use crate::boot::ticker::Teller;
 use crate::boot::{CACHE, Stage};
 use crate::candidates::RunningKernel;
 use crate::cli::{Command, help_text};
+use crate::clock::Clock;
 use crate::mode::Mode;
 use crate::plan::plan;
 use crate::report::{self, Report};
@@ -108,6 +109,7 @@ fn show_plan(root: &Path, mode: Mode, cmdline: Option<&OsStr>, config: Option<&P
         cache.exists().then_some(cache.as_path()),
         &kernel,
         &entries(&settings, mode)?,
+        Clock::default().machine,
     )?;
     if json {
         print(&(serde_json::to_string_pretty(&plan)? + "\n"))

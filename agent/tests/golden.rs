@@ -33,6 +33,7 @@ cases! {
         nothing_is_configured_and_nothing_can_boot
         a_channel_without_a_cache_is_asked_for
         a_channel_is_asked_for_and_the_cached_generation_boots_without_an_answer
+        a_link_with_limits_is_told_with_its_figures
         a_mirror_is_asked_after_the_first_server
         cache_first_boots_the_cache_and_asks_nobody
         offline_falls_back_to_another_cached_system
@@ -45,6 +46,7 @@ cases! {
         a_generation_for_another_kernel_does_not_boot
         a_generation_without_tries_left_gives_way_to_a_blessed_one
         a_guarded_setting_is_refused_on_the_command_line
+        an_answer_of_unknown_age_is_asked_for
         an_unknown_word_of_ours_is_warned_about
         persistent_entries_are_mounted_in_order
         a_bad_entry_is_refused_by_its_name

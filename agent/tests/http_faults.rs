@@ -354,6 +354,7 @@ fn row_11_a_deadline_ends_a_transfer_that_stalls_and_keeps_what_came() {
         client: Arc::new(client),
         patience: Patience {
             deadline: Some(Instant::now() + Duration::from_millis(500)),
+            hurry: None,
             without_progress: Duration::from_secs(8),
             slowest: SLOWEST,
             parallel: 1,

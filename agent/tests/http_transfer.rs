@@ -16,9 +16,10 @@ use freshroot::boot::deadline::Deadline;
 use freshroot::boot::download::Download;
 use freshroot::boot::ticker::Teller;
 use freshroot::fetch::Progress;
-use freshroot::fetch::image::Patience;
+use freshroot::fetch::hurry::Hurry;
+use freshroot::fetch::image::{FetchError, Patience};
 use freshroot::fetch::pace::Slowest;
-use freshroot::http::{Limits, Options};
+use freshroot::http::{Budget, Limits, Options};
 use freshroot::report::Report;
 use freshroot::verify::BootImage;
 use support::bench::{Bench, LIMITS, PATIENT, STALL, files, from, honest, honestly};
@@ -369,6 +370,7 @@ fn row_23_an_image_that_does_not_get_its_place_boots_all_the_same_and_is_not_fet
         source: bench.source(),
         image: &bench.new.image,
         patience: bench.patience,
+        record: &|| {},
     };
     // A name that is taken by a folder cannot be given to a file.
     let place = bench.cache.image_path(bench.new.image.sha256);
@@ -396,7 +398,7 @@ fn row_23_an_image_that_does_not_get_its_place_boots_all_the_same_and_is_not_fet
 fn a_budget_ends_a_transfer_at_its_last_byte_and_the_next_boot_goes_on() {
     let budget = (4 * CHUNK + 100) as u64;
     let options = || Options {
-        budget: Some(budget),
+        budget: Some(Budget::Boot(budget)),
         ..Options::new(LIMITS)
     };
     let bench = Bench::by(vec![honest(), honest()], options());
@@ -540,4 +542,45 @@ fn what_is_wrong_with_one_range_of_several_ends_the_body_there_and_nothing_wrong
         let again = bench.received() - bench.new.bytes.len();
         assert!(again <= 4 * PIECE, "{why}: {again} bytes were fetched twice");
     });
+}
+
+#[test]
+fn a_transfer_that_cannot_be_done_in_time_is_given_up_early_and_gone_on_with() {
+    // Half a megabyte at 100 kB/s takes more than five seconds.
+    let slow = || Bench::with(vec![Server::new(honestly(|_, reply| paced(reply, 100_000)))]);
+    let hurried = |bench: Bench, seconds: u64| {
+        let limit = Duration::from_secs(seconds);
+        let patience = Patience {
+            deadline: Some(Instant::now() + limit),
+            hurry: Some(Hurry {
+                limit,
+                fair: Duration::from_secs(1),
+            }),
+            ..bench.patience
+        };
+        Bench { patience, ..bench }
+    };
+    let bench = hurried(slow(), 3);
+    let started = Instant::now();
+    match bench.fetch() {
+        Err(FetchError::Late(what)) => assert!(what.contains("policy.fetchWait"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+    bench.assert_unchanged();
+    let there = support::world::present(&bench.cache, &bench.new);
+    assert!(there >= 1, "what came in its share is kept");
+    // Later, in the running system, there is time.
+    let patience = Patience {
+        deadline: None,
+        hurry: None,
+        ..bench.patience
+    };
+    let bench = Bench { patience, ..bench };
+    bench.fetch().unwrap();
+    bench.assert_committed();
+    // What will be done in time is waited for.
+    let bench = hurried(slow(), 8);
+    bench.fetch().unwrap();
+    bench.assert_committed();
 }

@@ -1,26 +1,30 @@
 //! The loop of decisions: observe, decide, do the one thing that was decided, observe again, until an image is ready or nothing can be had.
 
+mod fetching;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::Stage;
 use super::deadline::{Deadline, NO_DEADLINE};
-use super::download::{Download, verify_cached};
+use super::download::verify_cached;
 use super::generations::{Entry, Generations};
+use super::ledger::Ledger;
 use super::medium::Medium;
-use super::online::{Online, patience};
+use super::online::Online;
 use super::ram;
-use super::ticker::Teller;
-use crate::cache::room::make_room;
+use super::ticker::{Teller, while_telling};
 use crate::cache::{Cache, Held, Known};
-use crate::candidates::{RunningKernel, name_of};
+use crate::candidates::{RunningKernel, age_of_answer, name_of};
 use crate::clock::machine;
-use crate::decide::{Answer, Candidate, ImageState, Next, Situation, best, decide};
+use crate::decide::{Answer, Candidate, Freshness, ImageState, Next, Situation, best, decide};
 use crate::digest::Digest;
-use crate::fetch::image::fetch_index;
+use crate::fetch::image::FetchError;
 use crate::formats::manifest::Image;
+use crate::keyboard::Keys;
+use crate::long_download::Key;
 use crate::report::{self, Failure, Report};
 use crate::select::{Target, Wanted};
 use crate::settings::{Settings, Verify};
@@ -48,6 +52,8 @@ pub struct Acquire<'a> {
     disk: Option<Cache>,
     ram: Option<ram::RamStore>,
     ram_place: PathBuf,
+    stage: Option<&'a Stage>,
+    keys: Keys,
     deadline: &'a Deadline,
     medium: Option<Medium>,
     /// An image on the medium was handed out.
@@ -56,6 +62,10 @@ pub struct Acquire<'a> {
     answer: Answer,
     /// The answer was waited for only as long as there was something else to boot.
     hurried: bool,
+    /// The download that was announced, and what somebody has chosen then.
+    announced: Option<Digest>,
+    chosen: Option<Key>,
+    ledger: Ledger,
     online: Online<'a>,
 }
 
@@ -85,7 +95,12 @@ impl<'a> Acquire<'a> {
         for sentence in oddities {
             report.warn(sentence);
         }
-        let online = Online::new(settings, generations.clock());
+        let ledger = Ledger::new(settings, generations.state().clone(), generations.clock());
+        if ledger.counts_days() && !disk.as_ref().is_some_and(Cache::writable) {
+            report
+                .warn("transfer.budgetPerDay holds for this boot alone: there is no cache that can be written, on which days are counted");
+        }
+        let online = Online::new(settings, &ledger);
         Self {
             root,
             settings,
@@ -94,25 +109,53 @@ impl<'a> Acquire<'a> {
             disk,
             ram: None,
             ram_place: root.join("run/freshroot/ram"),
+            stage: None,
+            keys: Keys::Nowhere,
             deadline: &NO_DEADLINE,
             medium: None,
             medium_used: false,
             generations,
             answer: Answer::NotAsked,
             hurried: false,
+            announced: None,
+            chosen: None,
+            ledger,
             online,
         }
     }
 
-    /// As a part of `stage`: an image in RAM is kept where that has it, and its deadline is told of progress.
+    /// As a part of `stage`: an image in RAM is kept where that has it, and what an attempt before this one left there is taken up; its deadline is told of
+    /// progress, and keys count on its consoles.
     #[must_use]
-    pub fn within(self, stage: &'a Stage) -> Self {
+    pub fn within(mut self, stage: &'a Stage) -> Self {
+        self.ram = stage.left();
+        if let Some(store) = &self.ram {
+            match Generations::observe(&store.cache, &self.wanted.trust, self.settings) {
+                Ok((there, _)) => self.generations.join(there),
+                Err(error) => log::warn!("what is in RAM already is not looked at: {error:#}"),
+            }
+            self.generations.look_at(&store.cache);
+        }
         Self {
             ram_place: stage.ram(),
+            stage: Some(stage),
             deadline: &stage.deadline,
+            keys: stage.keys(),
             online: self.online.within(&stage.deadline),
             ..self
         }
+    }
+
+    /// With keys on these consoles, and images in RAM at this place.
+    #[must_use]
+    pub fn on(self, keys: Keys, ram_place: PathBuf) -> Self {
+        Self { keys, ram_place, ..self }
+    }
+
+    /// Whether what was selected exactly is cached and has its tries: then nothing that a medium holds can be wanted more.
+    pub fn has_what_is_wanted(&self) -> bool {
+        let situation = self.situation();
+        situation.exact && best(&situation.candidates).is_some_and(|best| best.wanted && !best.spent)
     }
 
     /// Takes what is on a medium into account, as if a server had answered it.
@@ -156,7 +199,11 @@ impl<'a> Acquire<'a> {
                     self.note(*digest, outcome, report);
                 }
                 Next::Fetch(digest) => {
+                    if self.announce(*digest, report) == Some(Key::Cached) {
+                        continue;
+                    }
                     let outcome = report.step("fetch", |report| self.fetch(*digest, report));
+                    self.ledger.measured(self.disk.as_ref(), &self.online.rates());
                     self.note(*digest, outcome.map(|(image, source)| (image, Some(source))), report);
                 }
                 Next::Boot(digest) => {
@@ -167,6 +214,7 @@ impl<'a> Acquire<'a> {
                 Next::GiveUp(what) => return Err(Failure::new(format!("nothing can be booted: {what}"), REMEDY)),
             }
             (report.requests, report.bytes.received) = self.online.counted();
+            self.ledger.received(self.disk.as_ref(), report.bytes.received);
         }
     }
 
@@ -211,14 +259,16 @@ impl<'a> Acquire<'a> {
         }
     }
 
-    /// Ends what was begun: the network is taken down, and the cache may be used by others. An image in RAM or on a medium stays if it was `booted`, and is
-    /// given up otherwise, so that the next try finds the memory and the medium free.
+    /// Ends what was begun: the network is taken down, and the cache may be used by others. An image in RAM or on a medium stays if it was `booted`. Otherwise the
+    /// medium is given up, and what is in RAM is left to the next attempt: nothing is fetched twice.
     ///
     /// # Errors
     /// If the network could not be taken down as it came up.
     pub fn close(self, booted: bool) -> Result<()> {
-        if let Some(store) = self.ram.filter(|_| booted) {
-            store.keep();
+        match (self.ram, self.stage) {
+            (Some(store), _) if booted => store.keep(),
+            (Some(store), Some(stage)) => stage.leave(store),
+            (Some(_) | None, _) => {}
         }
         if let Some(medium) = self.medium.filter(|_| booted && self.medium_used) {
             medium.keep();
@@ -238,6 +288,29 @@ impl<'a> Acquire<'a> {
             askable: !self.settings.urls.is_empty() && self.wanted.question().is_some(),
             candidates: self.candidates(),
             answer: self.answer.clone(),
+            freshness: self.freshness(),
+            cached_chosen: self.chosen == Some(Key::Cached),
+        }
+    }
+
+    fn freshness(&self) -> Freshness {
+        let age = match &self.wanted.target {
+            // A floor is reset by an answer: somebody has to be asked.
+            Target::Channel(channel) if self.settings.reset_floor.as_ref() == Some(channel) => None,
+            Target::Channel(channel) => best(&self.candidates()).and_then(|best| {
+                let entry = self.generations.get(best.manifest).ok()?;
+                age_of_answer(
+                    &entry.known.authorised,
+                    channel,
+                    self.generations.state(),
+                    self.ledger.clock().now(),
+                )
+            }),
+            Target::System(_) | Target::Manifest(_) | Target::Anything => None,
+        };
+        Freshness {
+            max_age: Some(self.settings.policy.max_age).filter(|max_age| !max_age.is_zero()),
+            age,
         }
     }
 
@@ -245,9 +318,14 @@ impl<'a> Acquire<'a> {
         self.generations.candidates(self.wanted, &self.kernel, self.settings.policy.tries)
     }
 
-    /// What boots of what is here if nothing newer comes.
+    /// What boots of what is here, whatever the policy says.
     fn bootable(&self) -> Option<Digest> {
         best(&self.candidates()).map(|one| one.manifest)
+    }
+
+    /// Whether something may be booted if nothing newer comes.
+    fn has_alternative(&self) -> bool {
+        self.situation().alternative().is_some()
     }
 
     fn take(&mut self, digest: Digest) -> Option<Acquired> {
@@ -283,6 +361,11 @@ impl<'a> Acquire<'a> {
             Err(error) => {
                 let why = format!("{error:#}");
                 report.warn(format!("{}: {why}", name_of(&entry.known.authorised)));
+                // Nothing is wrong with it: where nothing else boots after all, it is gone on with.
+                if matches!(error.downcast_ref(), Some(FetchError::Late(_))) {
+                    (entry.image, entry.slow) = (ImageState::Partial, Some(why));
+                    return;
+                }
                 // A whole image that failed is a partial one from now on; one that could not be fetched is not tried again.
                 if entry.image == ImageState::Unchecked {
                     entry.image = ImageState::Partial;
@@ -290,8 +373,9 @@ impl<'a> Acquire<'a> {
                     entry.failed = Some(why);
                 }
                 // Nobody answered within the time for which there was something to boot: without that, there is more time.
-                if self.hurried && matches!(self.answer, Answer::Failed(_)) && self.bootable().is_none() {
+                if self.hurried && matches!(self.answer, Answer::Failed(_)) && !self.has_alternative() {
                     log::info!("nothing is left to boot: the servers are asked once more, for longer");
+                    self.hurried = false;
                     self.answer = Answer::NotAsked;
                 }
             }
@@ -300,13 +384,20 @@ impl<'a> Acquire<'a> {
 
     fn ask(&mut self, report: &mut Report) -> Result<Digest, String> {
         let policy = &self.settings.policy;
-        self.hurried = self.bootable().is_some();
+        self.hurried = self.has_alternative();
         let limit = if self.hurried { policy.wait } else { policy.fetch_wait };
         log::info!("asking for {}, at most {} s", self.wanted.target, limit.as_secs());
         let deadline = Instant::now() + limit;
         let source = self.online.source(deadline, report)?;
-        let ask = || self.generations.ask(&source, self.wanted, deadline, self.disk.as_ref());
-        let answer = self.deadline.moved_within(limit, ask);
+        let begun = Instant::now();
+        let line = || {
+            let (target, elapsed, limit) = (&self.wanted.target, begun.elapsed().as_secs(), limit.as_secs());
+            format!("waiting for an answer about {target} for {elapsed} s, at most {limit} s")
+        };
+        let answer = while_telling(Teller::Consoles(self.root), &line, || {
+            let ask = || self.generations.ask(&source, self.wanted, deadline, self.disk.as_ref());
+            self.deadline.moved_within(limit, ask)
+        });
         if let Some(medium) = &self.medium {
             self.generations.look_at(&medium.images);
         }
@@ -354,77 +445,9 @@ impl<'a> Acquire<'a> {
 
     /// Who holds the whole image, the nearest first, and where an image from there comes from if not from the cache.
     fn holders(&self, image: &Image) -> impl Iterator<Item = (&Cache, Option<report::Source>)> {
-        let ram = self.ram.as_ref().map(|store| (&store.cache, None));
+        let ram = self.ram.as_ref().map(|store| (&store.cache, Some(report::Source::Ram)));
         let medium = self.medium.as_ref().map(|medium| (&medium.images, Some(report::Source::Medium)));
         let all = [self.disk.as_ref().map(|cache| (cache, None)), ram, medium];
         all.into_iter().flatten().filter(|(cache, _)| cache.held(image) == Held::Whole)
-    }
-
-    fn fetch(&mut self, digest: Digest, report: &mut Report) -> Result<(BootImage, report::Source)> {
-        let entry = self.generations.get(digest)?;
-        let (generation, image) = (entry.known.generation.clone(), entry.known.authorised.manifest().image.clone());
-        let bootable = self.bootable();
-        let patience = patience(self.settings, bootable.is_some());
-        let network_limit = patience
-            .deadline
-            .unwrap_or_else(|| Instant::now() + self.settings.policy.fetch_wait);
-        let source = self.online.source(network_limit, report).map_err(anyhow::Error::msg)?;
-        // Before anything is removed for it: a server without the image is mostly one without its index.
-        let index = match self.disk.as_ref().and_then(|cache| cache.chunk_index(&image)) {
-            Some(_) => None,
-            None => Some(fetch_index(&source, &image, patience).map_err(|error| anyhow::anyhow!("{error}"))?),
-        };
-        let on_disk = match self.disk.as_ref().filter(|cache| cache.writable()) {
-            Some(cache) => {
-                // What is known from a medium takes no room in the cache.
-                let mut known = self.generations.known();
-                known.retain(|known| self.medium.is_none() || cache.has_generation(known.authorised.digest()));
-                let protected: Vec<Digest> = bootable
-                    .into_iter()
-                    .chain([digest])
-                    .chain(self.generations.last_blessed())
-                    .collect();
-                let keep = (self.settings.cache.keep as usize).saturating_sub(1);
-                let mut made = make_room(cache, &known, &image, &protected, keep);
-                // With nothing that boots, a machine that runs is worth more than generations for another kernel; the blessed one goes last.
-                for fewer in [&protected[..], &[digest]].into_iter().filter(|_| bootable.is_none()) {
-                    made = made.or_else(|error| {
-                        log::warn!("{error:#}; nothing else boots, so that fewer generations are kept");
-                        make_room(cache, &known, &image, fewer, 0)
-                    });
-                }
-                made.map_err(|error| report.warn(format!("{error:#}"))).is_ok()
-            }
-            None => false,
-        };
-        // With something on the disk that boots, RAM is not spent on what the disk has no room for. Beside a medium alone, RAM is where images are kept.
-        anyhow::ensure!(on_disk || bootable.is_none() || self.disk.is_none(), "the cache has no room for it");
-        if !on_disk {
-            self.ram = None;
-            self.ram = Some(ram::RamStore::make(self.root, &self.ram_place, &image)?);
-        }
-        let cache = if on_disk {
-            self.disk.as_ref()
-        } else {
-            self.ram.as_ref().map(|store| &store.cache)
-        }
-        .context("there is nowhere to keep the image")?;
-        if let Some((_, bytes)) = index {
-            cache.commit_chunk_index(image.sha256, &bytes)?;
-        }
-        let source = self.online.source(network_limit, report).map_err(anyhow::Error::msg)?;
-        let image = Download {
-            teller: Teller::Consoles(self.root),
-            deadline: self.deadline,
-            cache,
-            source,
-            image: &image,
-            patience,
-        }
-        .run(report)?;
-        if let Err(error) = cache.commit_generation(&generation) {
-            report.warn(format!("the generation is not kept, its image boots all the same: {error:#}"));
-        }
-        Ok((image, if on_disk { report::Source::Network } else { report::Source::Ram }))
     }
 }

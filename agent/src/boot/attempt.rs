@@ -1,6 +1,7 @@
 //! One way from the settings to a root that is ready: what both modes of the boot have in common.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -84,7 +85,13 @@ pub(super) fn attempt<T>(
     }
     let cache = find_cache(stage, settings, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);
-    if let Some(medium) = Medium::find(&stage.media(), settings, &mut disks, report) {
+    // Nobody waits for a medium that is not needed; one that is there may still have a good copy of what is damaged.
+    let medium_wait = if acquire.has_what_is_wanted() {
+        Duration::ZERO
+    } else {
+        settings.cache.wait
+    };
+    if let Some(medium) = Medium::find(&stage.media(), settings, medium_wait, &mut disks, report) {
         acquire.add_medium(medium, report);
     }
     let built = Build {

@@ -3,7 +3,8 @@
 use anyhow::{Context as _, Result};
 
 use super::deadline::Deadline;
-use super::ticker::{Teller, while_telling};
+use super::ledger::RECORD;
+use super::ticker::{Teller, every, while_telling};
 use crate::cache::part::Part;
 use crate::cache::{Cache, Held};
 use crate::fetch::image::{FetchError, Patience, fetch_image, fetch_index};
@@ -72,6 +73,8 @@ pub struct Download<'a> {
     pub image: &'a Image,
     /// How long it may take.
     pub patience: Patience,
+    /// Is called now and then, and at the end: to write down what came.
+    pub record: &'a (dyn Fn() + Sync),
 }
 
 impl Download<'_> {
@@ -92,10 +95,13 @@ impl Download<'_> {
             (self.image.size - progress.reused()) as f64 / 1e6,
             progress.reused() as f64 / 1e6
         );
-        let fetched = while_telling(self.teller, &|| format!("fetching: {progress}"), || {
-            let fetch = || fetch_image(&self.source, self.image, &index, &part, self.patience, &progress);
-            self.deadline.moved_by(&progress, fetch)
+        let fetched = every(RECORD, self.record, || {
+            while_telling(self.teller, &|| format!("fetching: {progress}"), || {
+                let fetch = || fetch_image(&self.source, self.image, &index, &part, self.patience, &progress);
+                self.deadline.moved_by(&progress, fetch)
+            })
         });
+        (self.record)();
         log::info!("fetched: {progress}");
         let found = match fetched {
             Ok(found) => found,
@@ -103,7 +109,7 @@ impl Download<'_> {
                 if let FetchError::Contradiction(_) = error {
                     part.discard()?;
                 }
-                return Err(anyhow::anyhow!("{error}"));
+                return Err(error.into());
             }
         };
         // The proof comes before the place: nothing stands among the images that was not verified.
@@ -119,8 +125,7 @@ impl Download<'_> {
         if let Some(index) = self.cache.chunk_index(self.image) {
             return Ok(index);
         }
-        let (index, bytes) =
-            fetch_index(&self.source, self.image, self.patience).map_err(|error: FetchError| anyhow::anyhow!("{error}"))?;
+        let (index, bytes) = fetch_index(&self.source, self.image, self.patience)?;
         self.cache.commit_chunk_index(self.image.sha256, &bytes)?;
         Ok(index)
     }

@@ -32,6 +32,8 @@ pub struct Entry {
     pub unfit: Option<String>,
     /// Why its image could not be had.
     pub failed: Option<String>,
+    /// Why its image is not waited for while something else boots.
+    pub slow: Option<String>,
     /// Its image, ready to be booted.
     pub ready: Option<BootImage>,
     /// Where its image came from, if it was fetched.
@@ -55,6 +57,7 @@ impl Entry {
             },
             unfit: None,
             failed: None,
+            slow: None,
             ready: None,
             fetched: None,
             doubted: false,
@@ -137,7 +140,12 @@ impl Generations {
     /// Keeps the state in the cache. One that cannot be kept is derived again, as far as that goes.
     pub fn remember(&self, disk: Option<&Cache>) {
         if let Some(cache) = disk.filter(|cache| cache.writable())
-            && let Err(error) = cache.commit_state(self.floors.state())
+            && let Err(error) = {
+                // What came and how fast is written down meanwhile.
+                let mut state = self.floors.state().clone();
+                state.take_transfers(read_state(cache.folder()).0);
+                cache.commit_state(&state)
+            }
         {
             log::warn!("what this boot has learnt is not remembered: {error:#}");
         }
@@ -175,6 +183,7 @@ impl Generations {
                 image: entry.image.clone(),
                 unfit: entry.unfit.clone(),
                 failed: entry.failed.clone(),
+                slow: entry.slow.clone(),
                 spent: self.is_spent(entry.digest(), tries),
                 blessed: self.history.is_blessed(entry.digest()),
                 withdrawn: self.floors.is_withdrawn(&entry.known.authorised),
@@ -263,13 +272,23 @@ impl Generations {
         }
     }
 
-    /// Images of which `medium` holds all, and the cache does not, need not be fetched.
-    pub fn look_at(&mut self, medium: &Cache) {
-        for entry in &mut self.entries {
-            let missing = matches!(entry.image, ImageState::Absent | ImageState::Partial);
-            if missing && medium.held(&entry.known.authorised.manifest().image) == Held::Whole {
-                entry.image = ImageState::Unchecked;
+    /// Takes those into the list that another cache holds, and this one does not.
+    pub fn join(&mut self, other: Self) {
+        for entry in other.entries {
+            if self.get_mut(entry.digest()).is_none() {
+                self.entries.push(entry);
             }
+        }
+    }
+
+    /// Images of which a medium, or RAM, holds all, and the cache does not, need not be fetched.
+    pub fn look_at(&mut self, other: &Cache) {
+        for entry in &mut self.entries {
+            entry.image = match (&entry.image, other.held(&entry.known.authorised.manifest().image)) {
+                (ImageState::Absent | ImageState::Partial, Held::Whole) => ImageState::Unchecked,
+                (ImageState::Absent, Held::Part) => ImageState::Partial,
+                (image, Held::Whole | Held::Part | Held::Nothing) => image.clone(),
+            };
         }
     }
 

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::mount::{UnmountFlags, unmount};
@@ -40,12 +41,12 @@ impl Medium {
         }
     }
 
-    /// Mounts the medium of the settings at `at`, waiting for it as long as for the cache disk. None: there is none, and if there should be one, that
+    /// Mounts the medium of the settings at `at`, waiting for it as long as `wait`. None: there is none, and if there should be one, that
     /// was warned of.
-    pub fn find(at: &Path, settings: &Settings, disks: &mut Disks<'_>, report: &mut Report) -> Option<Self> {
+    pub fn find(at: &Path, settings: &Settings, wait: Duration, disks: &mut Disks<'_>, report: &mut Report) -> Option<Self> {
         let name = settings.media.device.as_ref()?;
         let found = report.step("medium", |_| {
-            let device = disks.find(name, settings.cache.wait)?;
+            let device = disks.find(name, wait)?;
             mount(&device, at, disks)?;
             log::info!("medium: {device} at {}", at.display());
             let mut medium = Self::in_folder(&at.join(&settings.media.path));

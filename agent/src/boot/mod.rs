@@ -12,6 +12,7 @@
 //! | 8 | after any failure: say why (`failing`), then the failure policy | say why, undo, end: a unit of its own has the failure policy (`fail`) |
 
 pub mod acquire;
+mod ahead;
 mod attempt;
 pub mod cache_disk;
 pub mod deadline;
@@ -21,6 +22,7 @@ pub mod fail;
 mod failing;
 pub mod generations;
 pub mod in_systemd;
+pub mod ledger;
 pub mod medium;
 pub mod online;
 pub mod ram;
@@ -29,9 +31,12 @@ pub mod system;
 pub mod ticker;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use crate::keyboard::Keys;
 use crate::mode::Mode;
 use deadline::Deadline;
+use ram::RamStore;
 
 /// Where the cache disk is mounted, as the running system sees it.
 pub const CACHE: &str = "/run/freshroot/cache";
@@ -50,6 +55,8 @@ pub struct Stage {
     pub sysroot: PathBuf,
     /// When somebody else ends it.
     pub deadline: Deadline,
+    /// What an attempt that failed has left in RAM, for the next one.
+    ram: Mutex<Option<RamStore>>,
 }
 
 impl Stage {
@@ -59,7 +66,31 @@ impl Stage {
             Mode::Standalone => Deadline::none(),
             Mode::Systemd => Deadline::of_initrd(Path::new(ROOT)),
         };
-        Self { mode, sysroot, deadline }
+        let ram = Mutex::default();
+        Self {
+            mode,
+            sysroot,
+            deadline,
+            ram,
+        }
+    }
+
+    /// Leaves an image in RAM to the next attempt.
+    fn leave(&self, store: RamStore) {
+        *self.ram.lock().unwrap_or_else(PoisonError::into_inner) = Some(store);
+    }
+
+    /// What the attempt before has left.
+    fn left(&self) -> Option<RamStore> {
+        self.ram.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// On which consoles keys count.
+    const fn keys(&self) -> Keys {
+        match self.mode {
+            Mode::Standalone => Keys::Everywhere,
+            Mode::Systemd => Keys::First,
+        }
     }
 
     /// Where the cache disk is mounted.

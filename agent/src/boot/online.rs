@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::deadline::{Deadline, NO_DEADLINE};
+use super::ledger::Ledger;
 use crate::clock::Clock;
 use crate::fetch::Source;
+use crate::fetch::hurry::Hurry;
 use crate::fetch::image::Patience;
 use crate::fetch::pace::Slowest;
 use crate::fetch::retry::Memory;
 use crate::foreign;
 use crate::http::proxy::Routes;
-use crate::http::{Client, Limits, Options, TlsOptions};
+use crate::http::{Budget, Client, Limits, Options, TlsOptions};
 use crate::net::systems::wait_for_systems;
 use crate::net::{Family, Mac, NetError, NetSettings, Network, Summary};
 use crate::report::{NetworkReport, Report};
@@ -46,13 +48,13 @@ pub struct Online<'a> {
 }
 
 impl<'a> Online<'a> {
-    /// Nothing is up yet. `clock` is what certificates are measured by.
-    pub fn new(settings: &'a Settings, clock: Clock) -> Self {
+    /// Nothing is up yet. The ledger knows the time, and what may be received.
+    pub fn new(settings: &'a Settings, ledger: &Ledger) -> Self {
         Self {
             settings,
             deadline: &NO_DEADLINE,
             network: None,
-            client: Client::new(options(settings, clock)),
+            client: client(settings, ledger),
             memory: Memory::default(),
         }
     }
@@ -95,6 +97,25 @@ impl<'a> Online<'a> {
         })
     }
 
+    /// How fast mirrors were, as far as enough came from them.
+    pub fn rates(&self) -> Vec<(&'a String, u64)> {
+        let rates = self.memory.rates().into_iter();
+        rates
+            .filter_map(|(number, rate)| Some((self.settings.urls.get(number)?, rate)))
+            .collect()
+    }
+
+    /// The mirror that is asked first from now on.
+    pub fn first_mirror(&self) -> Option<&'a String> {
+        let urls = &self.settings.urls;
+        self.memory.order(urls.len()).first().and_then(|number| urls.get(*number))
+    }
+
+    /// What may still be received.
+    pub fn budget_left(&self) -> Option<(Budget, u64)> {
+        self.client.budget().zip(self.client.budget_left())
+    }
+
     /// Requests made and bytes received so far.
     pub fn counted(&self) -> (u64, u64) {
         (self.client.requests(), self.client.received())
@@ -122,13 +143,13 @@ impl<'a> Online<'a> {
     }
 }
 
-/// A client with what the settings say; `clock` is what certificates are measured by.
-pub fn client(settings: &Settings, clock: Clock) -> Client {
-    Client::new(options(settings, clock))
+/// A client with what the settings say; the ledger knows the time, and what may be received.
+pub fn client(settings: &Settings, ledger: &Ledger) -> Client {
+    Client::new(options(settings, *ledger.clock(), ledger.budget()))
 }
 
 /// What the settings mean for the client.
-fn options(settings: &Settings, clock: Clock) -> Options {
+fn options(settings: &Settings, clock: Clock, budget: Option<Budget>) -> Options {
     let (transfer, http) = (&settings.transfer, &settings.http);
     let limited = |value: u64| (value > 0).then_some(value);
     Options {
@@ -151,19 +172,20 @@ fn options(settings: &Settings, clock: Clock) -> Options {
             exceptions: http.no_proxy.clone(),
         },
         rate_limit: limited(transfer.rate_limit),
-        budget: limited(transfer.budget),
+        budget,
     }
 }
 
-/// How long the transfer of an image may take: longer where nothing else can be booted.
-pub fn patience(settings: &Settings, something_else: bool) -> Patience {
+/// How long the transfer of an image may take: longer where there is nothing to hurry for.
+pub fn patience(settings: &Settings, hurried: bool) -> Patience {
     let (policy, transfer) = (&settings.policy, &settings.transfer);
     let limits = [
-        something_else.then_some(policy.fetch_wait),
+        hurried.then_some(policy.fetch_wait),
         Some(transfer.max_time).filter(|limit| *limit > Duration::ZERO),
     ];
     Patience {
         deadline: limits.into_iter().flatten().min().map(|limit| Instant::now() + limit),
+        hurry: hurried.then(|| Hurry::new(policy.fetch_wait)),
         without_progress: policy.fetch_wait,
         slowest: Slowest {
             rate: transfer.least_rate(),

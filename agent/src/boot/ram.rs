@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::cache::Cache;
+use crate::digest::Digest;
 use crate::formats::manifest::Image;
 use crate::mount::options::Attributes;
 use crate::mount::quirks::mount_tmpfs;
@@ -22,6 +23,8 @@ const SLACK: u64 = 4 << 20;
 pub struct RamStore {
     /// The cache.
     pub cache: Cache,
+    /// The image that there is room for.
+    pub image: Digest,
     place: Option<PathBuf>,
 }
 
@@ -52,6 +55,7 @@ impl RamStore {
         );
         Ok(Self {
             cache,
+            image: image.sha256,
             place: Some(place.to_owned()),
         })
     }

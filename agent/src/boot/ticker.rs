@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::console::announce;
 
@@ -73,27 +73,77 @@ fn write_terminal(text: &str) {
 
 /// Does `work`, and meanwhile tells what `line` says.
 pub fn while_telling<T>(teller: Teller<'_>, line: &(dyn Fn() -> String + Sync), work: impl FnOnce() -> T) -> T {
+    let result = every(teller.pause(), &|| teller.tell(&line()), work);
+    // After the thread: nothing of it comes later.
+    teller.end();
+    result
+}
+
+/// Does `work`, and meanwhile does `tick` with so long a pause before each.
+pub fn every<T>(length: Duration, tick: &(dyn Fn() + Sync), work: impl FnOnce() -> T) -> T {
     let (ended, moved) = (Mutex::new(false), Condvar::new());
-    let result = std::thread::scope(|scope| {
-        let tell = || {
+    std::thread::scope(|scope| {
+        let ticking = || {
             let mut guard = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = Instant::now() + length;
             while !*guard {
-                let (next, timeout) = moved.wait_timeout(guard, teller.pause()).unwrap_or_else(PoisonError::into_inner);
-                guard = next;
-                if timeout.timed_out() && !*guard {
-                    teller.tell(&line());
+                // A wait may end early.
+                let rest = next.saturating_duration_since(Instant::now());
+                (guard, _) = moved.wait_timeout(guard, rest).unwrap_or_else(PoisonError::into_inner);
+                if !*guard && Instant::now() >= next {
+                    tick();
+                    next = Instant::now() + length;
                 }
             }
         };
-        if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, tell) {
+        if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, ticking) {
             log::warn!("there is no line about the progress: starting a thread: {error}");
         }
         let result = work();
         *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
         moved.notify_all();
         result
-    });
-    // After the thread: nothing of it comes later.
-    teller.end();
-    result
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn ticks_come_one_after_the_other_and_end_with_the_work() {
+        let pause = Duration::from_millis(30);
+        let ticks = Mutex::new(Vec::new());
+        let (tell, told) = channel();
+        let started = Instant::now();
+        every(
+            pause,
+            &|| {
+                ticks.lock().unwrap().push(Instant::now());
+                tell.send(()).unwrap();
+            },
+            || {
+                for _ in 0..3 {
+                    told.recv_timeout(Duration::from_secs(10)).unwrap();
+                }
+            },
+        );
+        let ticks = ticks.into_inner().unwrap();
+        let mut before = started;
+        for tick in &ticks {
+            assert!(*tick - before >= pause, "{:?}", *tick - before);
+            before = *tick;
+        }
+        assert!((3..=4).contains(&ticks.len()), "{}", ticks.len());
+    }
+
+    #[test]
+    fn no_teller_that_writes_line_below_line_does_so_more_than_once_a_second() {
+        let root = Path::new("/");
+        for teller in [Teller::Consoles(root), Teller::DumbTerminal] {
+            assert!(teller.pause() >= Duration::from_secs(1));
+        }
+    }
 }

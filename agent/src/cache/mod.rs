@@ -167,17 +167,7 @@ impl Cache {
 
     /// The chunk index of an image, if the one that its manifest names is there, beside the image or beside a part of it.
     pub fn chunk_index(&self, image: &Image) -> Option<ChunkIndex> {
-        let (beside_part, beside_image) = self.chunk_index_paths(image.sha256);
-        [beside_image, beside_part].into_iter().find_map(|path| {
-            let bytes = read_bounded(&path, image.chunk_index.size).ok()??;
-            if Digest::of(&bytes) != image.chunk_index.sha256 {
-                log::warn!("{} is not the index that the manifest names: it counts as absent", path.display());
-                return None;
-            }
-            ChunkIndex::parse(&bytes, image.size)
-                .map_err(|refusal| log::warn!("{}: {refusal}", path.display()))
-                .ok()
-        })
+        chunk_index(&self.folder, image)
     }
 
     /// Keeps the bytes of a chunk index that was verified against its manifest, beside the partial image; it follows the image when that is whole.
@@ -190,11 +180,7 @@ impl Cache {
 
     /// Where the chunk index of an image is as long as the image is partial, and after that.
     pub(super) fn chunk_index_paths(&self, image: Digest) -> (PathBuf, PathBuf) {
-        (self.chunk_index_path("partial", image), self.chunk_index_path("images", image))
-    }
-
-    fn chunk_index_path(&self, folder: &str, image: Digest) -> PathBuf {
-        self.folder.join(folder).join(format!("{image}.chunks"))
+        chunk_index_paths(&self.folder, image)
     }
 
     /// Writes a generation: the last step of a commit. One of the same manifest is replaced.
@@ -221,10 +207,39 @@ impl Cache {
         self.forget_boots(manifest)?;
         if let Some(image) = image {
             atomic::remove(&self.image_path(image))?;
-            atomic::remove(&self.chunk_index_path("images", image))?;
+            atomic::remove(&self.chunk_index_paths(image).1)?;
         }
         atomic::sync_folder(&self.folder.join("generations"))
     }
+}
+
+fn chunk_index_paths(folder: &Path, image: Digest) -> (PathBuf, PathBuf) {
+    let path = |name: &str| folder.join(name).join(format!("{image}.chunks"));
+    (path("partial"), path("images"))
+}
+
+fn chunk_index(folder: &Path, image: &Image) -> Option<ChunkIndex> {
+    let (beside_part, beside_image) = chunk_index_paths(folder, image.sha256);
+    [beside_image, beside_part].into_iter().find_map(|path| {
+        let bytes = read_bounded(&path, image.chunk_index.size).ok()??;
+        if Digest::of(&bytes) != image.chunk_index.sha256 {
+            log::warn!("{} is not the index that the manifest names: it counts as absent", path.display());
+            return None;
+        }
+        ChunkIndex::parse(&bytes, image.size)
+            .map_err(|refusal| log::warn!("{}: {refusal}", path.display()))
+            .ok()
+    })
+}
+
+/// Bytes of an image that the cache in `folder` lacks, as far as maps say: nobody has looked whether what they name is good.
+pub fn missing(folder: &Path, image: &Image) -> u64 {
+    let there = match held(folder, image) {
+        Held::Nothing => 0,
+        Held::Whole => image.size,
+        Held::Part => chunk_index(folder, image).map_or(0, |index| part::named(folder, image, &index)),
+    };
+    image.size.saturating_sub(there)
 }
 
 /// Whether the nearest folder that exists lies on a file system that is mounted read-only.

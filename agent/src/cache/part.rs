@@ -198,6 +198,21 @@ impl Part {
     }
 }
 
+/// How many bytes of the image a map names, without looking whether they are good.
+pub(super) fn named(cache: &Path, image: &Image, index: &ChunkIndex) -> u64 {
+    let file = |end: &str| cache.join("partial").join(format!("{}.{end}", image.sha256));
+    let identity = PartMap {
+        image_size: image.size,
+        chunk_index: image.chunk_index.sha256,
+    };
+    let named = resumable(&file("part"), &file("map"), &identity, index.chunks().len());
+    let chunks = named.ok().flatten().unwrap_or_default().into_iter();
+    chunks
+        .filter_map(|number| index.chunks().get(number as usize))
+        .map(|chunk| u64::from(chunk.length))
+        .sum()
+}
+
 /// Ends what a commit left undone that was cut short after its first rename: the index follows its image, and a map without a file goes.
 pub(super) fn tidy(cache: &Path) -> Result<()> {
     let (partial, images) = (cache.join("partial"), cache.join("images"));
@@ -300,6 +315,7 @@ mod tests {
         }
         part.record(&[0, 3]).unwrap();
         drop(part);
+        assert_eq!(named(cache.folder(), &image, &index), 2000);
         let part = Part::open(&cache, &image, &index, &|_| {}).unwrap();
         assert_eq!((count(&part), part.present()[0], part.present()[3]), (2, true, true));
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 
 use super::atomic;
+use crate::digest::Digest;
 use crate::report::{Outcome, Report};
 
 /// How many are kept: two weeks of daily boots.
@@ -69,6 +70,16 @@ pub fn failures_in_a_row(cache: &Path, boot_id: &str) -> u32 {
     let reports = by_time(&cache.join("reports")).unwrap_or_default();
     let earlier = reports.iter().rev().filter(|(_, path)| !path.ends_with(&own));
     earlier.take_while(|(_, path)| failed(path)).count() as u32
+}
+
+/// How long stage 1 took when this generation was last booted from the cache alone; nothing if no report says so.
+pub fn starts_in(cache: &Path, manifest: Digest) -> Option<Duration> {
+    let reports = by_time(&cache.join("reports")).unwrap_or_default();
+    let read = |path: &PathBuf| {
+        let bytes = super::read_bounded(path, LIMIT).ok().flatten()?;
+        serde_json::from_slice::<Report>(&bytes).ok()
+    };
+    reports.iter().rev().find_map(|(_, path)| read(path)?.stage_1_of(manifest))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::hurry::{Hurry, TooSlow, Watch};
 use super::pace::{Found, Pace, Slowest};
 use super::parallel::{Pieces, Plan, piece_length};
 use super::pipeline::{Outcome, Pipeline, Verdict};
@@ -13,10 +14,11 @@ use super::validator::Validator;
 use super::{Progress, Source};
 use crate::cache::part::Part;
 use crate::digest::Digest;
+use crate::figures;
 use crate::formats::answer::looks_like_html;
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::manifest::Image;
-use crate::http::{HttpError, Request, Response, cut, page_instead, without_credentials};
+use crate::http::{HttpError, Request, Response, cut, mirror_of, page_instead, without_credentials};
 use crate::verify::Follower;
 
 /// A limit of nothing at all would be no limit.
@@ -29,6 +31,8 @@ const PAGE_START: usize = 64;
 pub struct Patience {
     /// It ends here, whatever was reached: something else can be booted.
     pub deadline: Option<Instant>,
+    /// Something else can be booted: it ends when it can be seen that it will not be done in time.
+    pub hurry: Option<Hurry>,
     /// It ends when so long nothing useful came: no chunk, and no bytes at a rate at which there will be one.
     pub without_progress: Duration,
     /// A transfer that is slower is given up, and the next mirror tried.
@@ -42,6 +46,8 @@ pub struct Patience {
 pub enum FetchError {
     /// The network or the servers: what is there already stays for the next time.
     Network(String),
+    /// It takes longer than it is waited for while something else boots: nothing is wrong with it, and what came stays.
+    Late(String),
     /// The disk refused.
     Disk(anyhow::Error),
     /// All chunks are good and the whole is not: index and manifest contradict each other. The partial image is of no use.
@@ -51,11 +57,13 @@ pub enum FetchError {
 impl std::fmt::Display for FetchError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Network(what) => f.write_str(what),
+            Self::Network(what) | Self::Late(what) => f.write_str(what),
             Self::Disk(error) | Self::Contradiction(error) => write!(f, "{error:#}"),
         }
     }
 }
+
+impl std::error::Error for FetchError {}
 
 /// Fetches the chunk index that the manifest names. Returns it with its bytes.
 ///
@@ -125,18 +133,23 @@ pub fn fetch_image(
             mirrors: source.in_order(),
             validators: vec![None; source.mirrors.len()],
             pace: Pace::new(patience.slowest),
+            watch: Watch::new(patience.hurry),
+            started: Instant::now(),
+            late: false,
             patience,
             last_progress: Instant::now(),
             progress,
             disk: None,
+            measured: (0, Duration::ZERO),
         };
         let fetched = transfer.run();
-        let Transfer { pipeline, disk, .. } = transfer;
+        let Transfer { pipeline, disk, late, .. } = transfer;
         // The pipeline is ended in any case: it makes last what was written.
         let digest = pipeline.finish(fetched.is_ok());
         match (disk, fetched, digest) {
             // The recorder's error is the reason of the writer's, where there are both.
             (_, _, Err(error)) | (Some(error), _, Ok(_)) => Err(FetchError::Disk(error)),
+            (None, Err(what), Ok(_)) if late => Err(FetchError::Late(what)),
             (None, Err(what), Ok(_)) => Err(FetchError::Network(what)),
             (None, Ok(()), Ok(None)) => Err(FetchError::Network("the transfer was given up".to_owned())),
             (None, Ok(()), Ok(Some(digest))) if digest == image.sha256 => Ok(digest),
@@ -160,11 +173,17 @@ struct Transfer<'scope, 'a> {
     /// What each mirror said about its file when it was first asked.
     validators: Vec<Option<Validator>>,
     pace: Pace,
+    watch: Watch,
+    started: Instant,
+    /// What ends it is that something else boots.
+    late: bool,
     patience: Patience,
     /// When a chunk was written last. Time in which bytes came fast enough is not counted: on a slow link a chunk takes its time.
     last_progress: Instant,
     progress: &'a Progress,
     disk: Option<anyhow::Error>,
+    /// Bytes and time of the answer that is read.
+    measured: (u64, Duration),
 }
 
 impl Transfer<'_, '_> {
@@ -175,6 +194,7 @@ impl Transfer<'_, '_> {
                 return Err(self.mirrors.failures());
             };
             let url = format!("{}/images/{}.squashfs", self.source.mirrors[number], self.image.sha256);
+            self.progress.waits_for(mirror_of(&self.source.mirrors[number]));
             let outcome = self.fetch_run(number, &url, run);
             if let Some(error) = &self.disk {
                 return Err(format!("{error:#}"));
@@ -183,9 +203,15 @@ impl Transfer<'_, '_> {
                 self.source.memory.worked(number);
                 continue;
             };
+            if self.late {
+                return Err(error.to_string());
+            }
             log::warn!("{error}");
             self.source.memory.failed(number, &error);
             let after = self.mirrors.failed(error, jitter(), Instant::now());
+            if self.mirrors.current() != Some(number) {
+                self.watch.begin_mirror();
+            }
             if after == After::Pause(Duration::ZERO) {
                 // A mirror that was not tried yet has its own time to show what it can.
                 self.last_progress = Instant::now();
@@ -193,11 +219,21 @@ impl Transfer<'_, '_> {
             let end = earlier(self.patience.deadline, self.last_progress + self.patience.without_progress);
             match after {
                 After::Enough => return Err(self.mirrors.failures()),
-                After::Pause(length) if !pause(length, Some(end)) => return Err(format!("not in time: {}", self.mirrors.failures())),
-                After::Pause(_) => {}
+                After::Pause(length) => {
+                    self.progress.waits_for(format!("a new attempt in {} s", length.as_secs()));
+                    if !pause(length, Some(end)) {
+                        self.late = self.ends_for_something_else(Some(end));
+                        return Err(format!("not in time: {}", self.mirrors.failures()));
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether what ends here ends because something else boots.
+    fn ends_for_something_else(&self, end: Option<Instant>) -> bool {
+        self.patience.hurry.is_some() && self.patience.deadline.is_some() && end >= self.patience.deadline
     }
 
     fn fetch_run(&mut self, mirror: usize, url: &str, run: Run) -> Result<(), HttpError> {
@@ -278,6 +314,8 @@ impl Transfer<'_, '_> {
                 plan.run(response.body, read).unwrap_or_else(|error| Err(ReadError::Network(error)))
             }
         };
+        let (bytes, time) = std::mem::take(&mut self.measured);
+        self.source.memory.measured(mirror, bytes, time);
         let settled = self.pipeline.settle(&mut verdicts);
         let judged = self.judge(&shown, &mut verdicts);
         if let Err(error) = settled {
@@ -296,7 +334,14 @@ impl Transfer<'_, '_> {
                 ),
                 None,
             )),
-            Err(ReadError::Late) => Err(HttpError::Retryable(format!("{shown}: the time for this transfer is over"), None)),
+            Err(ReadError::Late) => {
+                self.late = self.ends_for_something_else(self.patience.deadline);
+                Err(HttpError::Retryable(format!("{shown}: the time for this transfer is over"), None))
+            }
+            Err(ReadError::TooSlow(found)) => {
+                self.late = true;
+                Err(HttpError::Retryable(too_slow_words(found), None))
+            }
             Err(ReadError::Stopped) => Ok(()),
             Err(ReadError::Pipeline(error)) => {
                 self.disk.get_or_insert(error);
@@ -387,7 +432,15 @@ impl Transfer<'_, '_> {
             };
             filled += length;
             let now = Instant::now();
-            match self.pace.came(length, now.duration_since(last)) {
+            let after = now.duration_since(last);
+            self.progress.arrive(length);
+            self.measured.0 += length as u64;
+            self.measured.1 += after;
+            let missing = self.progress.missing().saturating_sub(filled as u64);
+            if let Some(found) = self.watch.came(length, after, now.duration_since(self.started), missing) {
+                return Err((filled, ReadError::TooSlow(found)));
+            }
+            match self.pace.came(length, after) {
                 Found::Unknown => {}
                 Found::FastEnough(time) => {
                     self.last_progress = now.min(self.last_progress + time);
@@ -447,9 +500,19 @@ enum ReadError {
     /// A page of HTML, shorter than a chunk.
     Page,
     Late,
+    TooSlow(TooSlow),
     /// Bytes a second.
     Slow(u64),
     /// A verdict says why.
     Stopped,
     Pipeline(anyhow::Error),
+}
+
+fn too_slow_words(found: TooSlow) -> String {
+    format!(
+        "it comes at {} and takes {} more, {} of policy.fetchWait are left",
+        figures::rate(found.rate),
+        figures::time(found.estimate),
+        figures::time(found.left)
+    )
 }

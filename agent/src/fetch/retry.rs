@@ -1,5 +1,6 @@
 //! Trying again: which mirror is next, after which pause, and when it is enough. Pure but for the clock that it is given.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,12 +35,19 @@ pub struct Mirrors {
 
 /// What went wrong at the mirrors within one boot, whatever was asked of them: those that failed are asked last.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<Vec<u32>>);
+pub struct Memory {
+    failures: Mutex<Vec<u32>>,
+    /// Bytes and time of what came from each, by number.
+    measured: Mutex<BTreeMap<usize, (u64, Duration)>>,
+}
+
+/// Less says nothing about a link: it is over before a connection has its speed.
+const LEAST_MEASURED: (u64, Duration) = (256 << 10, Duration::from_millis(500));
 
 impl Memory {
     /// The numbers of `count` mirrors, those first that failed least since they last worked; among equals, as in the settings.
     pub fn order(&self, count: usize) -> Vec<usize> {
-        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let mut order: Vec<usize> = (0..count).collect();
         order.sort_by_key(|number| failures.get(*number).copied().unwrap_or(0));
         order
@@ -58,8 +66,26 @@ impl Memory {
         self.set(number, |_| 0);
     }
 
+    /// So many bytes came from this mirror in so much time.
+    pub fn measured(&self, number: usize, bytes: u64, time: Duration) {
+        let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = measured.entry(number).or_default();
+        *sum = (sum.0.saturating_add(bytes), sum.1.saturating_add(time));
+    }
+
+    /// Bytes a second of the mirrors from which enough came to tell, by number.
+    pub fn rates(&self) -> Vec<(usize, u64)> {
+        let measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let enough = measured
+            .iter()
+            .filter(|(_, (bytes, time))| *bytes >= LEAST_MEASURED.0 && *time >= LEAST_MEASURED.1);
+        enough
+            .map(|(number, (bytes, time))| (*number, (*bytes as f64 / time.as_secs_f64()) as u64))
+            .collect()
+    }
+
     fn set(&self, number: usize, to: impl Fn(u32) -> u32) {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() <= number {
             failures.resize(number + 1, 0);
         }
@@ -246,6 +272,17 @@ mod tests {
         let mut mirrors = Mirrors::new(&memory.order(2));
         mirrors.failed(retryable(), 0, Instant::now());
         assert_eq!(mirrors.current(), Some(1), "in the numbers of the settings");
+    }
+
+    #[test]
+    fn the_rate_of_a_mirror_is_told_once_enough_came() {
+        let (memory, second) = (Memory::default(), Duration::from_secs(1));
+        memory.measured(1, 200_000, second / 4);
+        assert_eq!(memory.rates(), []);
+        memory.measured(1, 200_000, second / 4);
+        memory.measured(0, 1 << 30, second / 4);
+        memory.measured(2, 100, second * 100);
+        assert_eq!(memory.rates(), [(1, 800_000)]);
     }
 
     #[test]

@@ -150,6 +150,11 @@ impl State {
         self.time = 0;
     }
 
+    /// What another one says about transfers: what came, and how fast.
+    pub fn take_transfers(&mut self, other: Self) {
+        (self.received, self.rates) = (other.received, other.rates);
+    }
+
     /// Whether a release of a channel was withdrawn.
     pub fn is_withdrawn(&self, channel: &ChannelName, claim: Claim) -> bool {
         self.channels.get(channel).is_some_and(|known| known.withdrawn.contains(&claim))
@@ -180,14 +185,19 @@ impl State {
         self.time = self.time.max(signed);
     }
 
-    /// Bytes received on this day (days since 1970).
+    /// The day (days since 1970) of which the count is.
+    pub fn received_day(&self) -> Option<u64> {
+        self.received.map(|received| received.day)
+    }
+
+    /// Bytes received on this day. The count of a later day is of this one too: a clock was set back, which must not begin the day anew.
     pub fn received_on(&self, day: u64) -> u64 {
         self.received
-            .filter(|received| received.day == day)
+            .filter(|received| received.day >= day)
             .map_or(0, |received| received.bytes)
     }
 
-    /// Adds to what was received on this day. Another day's count ends, an earlier one's too: a clock was set.
+    /// Adds to what was received on this day, of which the count is from now on. That of an earlier day ends; that of a later one comes along, so that it ends at the next midnight.
     pub fn add_received(&mut self, day: u64, bytes: u64) {
         let bytes = self.received_on(day).saturating_add(bytes);
         self.received = Some(Received { day, bytes });
@@ -333,8 +343,9 @@ mod tests {
     #[test]
     fn a_day_has_one_count() {
         let mut state = State::default();
-        for (day, bytes, sum) in [(5, 10, 10), (5, 7, 17), (6, 1, 1), (5, 2, 2), (5, u64::MAX, u64::MAX)] {
+        for (day, bytes, sum) in [(5, 10, 10), (5, 7, 17), (6, 1, 1), (5, 2, 3), (6, 4, 4), (6, u64::MAX, u64::MAX)] {
             state.add_received(day, bytes);
+            assert_eq!(state.received_day(), Some(day));
             assert_eq!((state.received_on(day), state.received_on(day + 1)), (sum, 0));
         }
     }

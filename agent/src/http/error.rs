@@ -62,6 +62,21 @@ pub fn without_credentials(url: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
+/// Which server a URL names: scheme, host and port (RFC 6454), without anything that is secret.
+pub fn mirror_of(url: &str) -> String {
+    let shown = without_credentials(url);
+    let (scheme, rest) = shown.split_once("://").unwrap_or(("http", &shown));
+    let host = rest.split(['/', '#']).next().unwrap_or_default();
+    // What follows the brackets of an IPv6 address, and what follows a name, is a port.
+    let has_port = host.rsplit_once(']').map_or(host, |(_, after)| after).contains(':');
+    let port = match (has_port, scheme.eq_ignore_ascii_case("https")) {
+        (true, _) => "",
+        (false, true) => ":443",
+        (false, false) => ":80",
+    };
+    format!("{scheme}://{host}{port}").to_ascii_lowercase()
+}
+
 /// What a request that brought no answer means.
 #[allow(
     clippy::wildcard_enum_match_arm,
@@ -144,6 +159,19 @@ mod tests {
             ("http://[fe80::1]:80/x", "http://[fe80::1]:80/x"),
         ] {
             assert_eq!(without_credentials(url), shown);
+        }
+    }
+
+    #[test]
+    fn a_mirror_is_scheme_host_and_port() {
+        for (url, mirror) in [
+            ("http://host/a", "http://host:80"),
+            ("https://u:p@Host/a?token=x", "https://host:443"),
+            ("http://host:8080", "http://host:8080"),
+            ("http://[fe80::1]/x", "http://[fe80::1]:80"),
+            ("http://[fe80::1]:81/x", "http://[fe80::1]:81"),
+        ] {
+            assert_eq!(mirror_of(url), mirror);
         }
     }
 

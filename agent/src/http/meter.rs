@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::figures;
+
 /// A limit of speed is kept in steps of this share of a second: fine enough for other users of the link.
 const STEPS: u64 = 10;
 /// A read takes at least that much, so that a slow limit does not end in single bytes.
@@ -16,31 +18,67 @@ const AHEAD: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Meter {
     received: AtomicU64,
-    budget: Option<u64>,
+    budget: Option<Budget>,
     /// Bytes a second.
     rate: Option<u64>,
     /// When the bytes that have come so far were due.
     due: Mutex<Instant>,
 }
 
+/// What a client may receive in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Budget {
+    /// Bytes of a boot.
+    Boot(u64),
+    /// Bytes that are left of those of a day.
+    Day(u64),
+}
+
+impl Budget {
+    /// Bytes.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Boot(bytes) | Self::Day(bytes) => bytes,
+        }
+    }
+
+    /// The setting that says so.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::Boot(_) => "transfer.budget",
+            Self::Day(_) => "transfer.budgetPerDay",
+        }
+    }
+}
+
 /// The budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BudgetSpent(u64);
+pub(super) struct BudgetSpent(Budget);
 
 impl fmt::Display for BudgetSpent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the {:.1} MB that one boot may fetch (transfer.budget) are used up; what came is kept for the next",
-            self.0 as f64 / 1e6
-        )
+        match self.0 {
+            Budget::Boot(bytes) => write!(
+                f,
+                "the {} that one boot may fetch (transfer.budget) are used up; what came is kept for the next",
+                figures::bytes(bytes)
+            ),
+            Budget::Day(0) => {
+                f.write_str("nothing is left of what may be fetched today (transfer.budgetPerDay): wait for tomorrow, or raise it")
+            }
+            Budget::Day(bytes) => write!(
+                f,
+                "the {} that were left of what may be fetched today (transfer.budgetPerDay) are used up; what came is kept: wait for tomorrow, or raise it",
+                figures::bytes(bytes)
+            ),
+        }
     }
 }
 
 impl std::error::Error for BudgetSpent {}
 
 impl Meter {
-    pub(super) fn new(rate: Option<u64>, budget: Option<u64>) -> Self {
+    pub(super) fn new(rate: Option<u64>, budget: Option<Budget>) -> Self {
         Self {
             received: AtomicU64::new(0),
             budget,
@@ -62,7 +100,7 @@ impl Meter {
     fn left(&self) -> Result<u64, BudgetSpent> {
         match self.budget {
             None => Ok(u64::MAX),
-            Some(budget) => match budget.saturating_sub(self.received()) {
+            Some(budget) => match budget.bytes().saturating_sub(self.received()) {
                 0 => Err(BudgetSpent(budget)),
                 left => Ok(left),
             },
@@ -101,13 +139,25 @@ mod tests {
 
     #[test]
     fn a_budget_ends_at_its_last_byte() {
-        let meter = Meter::new(None, Some(10));
+        let meter = Meter::new(None, Some(Budget::Boot(10)));
         assert_eq!(meter.allowance(100), Ok(10));
         meter.count(7);
         assert_eq!((meter.allowance(100), meter.allowance(2)), (Ok(3), Ok(2)));
         meter.count(3);
-        assert_eq!(meter.allowance(1), Err(BudgetSpent(10)));
-        assert!(meter.check().unwrap_err().to_string().contains("transfer.budget"));
+        assert_eq!(meter.allowance(1), Err(BudgetSpent(Budget::Boot(10))));
+        assert!(
+            meter
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("the 10 bytes that one boot may fetch (transfer.budget)")
+        );
+        for (left, word) in [(0, "nothing is left"), (7, "the 7 bytes that were left")] {
+            let meter = Meter::new(None, Some(Budget::Day(left)));
+            meter.count(7);
+            let told = meter.check().unwrap_err().to_string();
+            assert!(told.contains(word) && told.contains("transfer.budgetPerDay"), "{told}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cmdline::CommandLine;
 pub use crate::store_path::StorePath;
 pub use validate::OUR_INIT;
-pub use validated::{FailureAction, InitWord, NetworkBy, OnFailure, Origin, PolicyMode, Settings, Verify};
+pub use validated::{FailureAction, InitWord, NetworkBy, OnFailure, Origin, PolicyMode, Settings, Transfer, Verify};
 pub use value::Size;
 
 use parsed::ParsedFile;
@@ -162,6 +162,8 @@ mod tests {
             ("policy.mode", own("offline")),
             ("policy.wait", own("1s")),
             ("policy.fetchWait", own("2s")),
+            ("policy.maxAge", own("16s")),
+            ("policy.countdown", own("17s")),
             ("policy.tries", own("3")),
             ("transfer.stall", own("3s")),
             ("transfer.connect", own("4s")),
@@ -170,6 +172,7 @@ mod tests {
             ("transfer.maxTime", own("15s")),
             ("transfer.rateLimit", own("3M")),
             ("transfer.budget", own("5G")),
+            ("transfer.budgetPerDay", own("7G")),
             ("transfer.parallel", own("6")),
             ("http.caFile", own("/ca.pem")),
             ("http.pinnedPublicKeys", own("sha256//BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
@@ -237,7 +240,7 @@ mod tests {
             r#"{{"version": 1, "url": ["http://a/", "https://b"], "channel": "stable", "system": "/nix/store/{HASH}-a",
             "manifestSha256": "{digest}", "allowUnsigned": true, "resetFloor": "testing", "verify": "size", "http": {{"caFile": "/ca.pem", "pinnedPublicKeys": ["sha256//{pin}"], "clientCertFile": "/c.pem", "clientKeyFile": "/k.pem",
             "credentialsFile": "/cr", "proxy": "http://user:word@proxy:3128", "noProxy": ["a.example", "10.0.0.0/8"]}},
-            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s", "minRate": "2K", "minRateWindow": "20s", "maxTime": "1h", "rateLimit": 1048576, "budget": "1G", "parallel": 2}},
+            "policy": {{"mode": "require-fresh", "wait": 1, "fetchWait": "2s", "maxAge": "1d", "countdown": 0, "tries": 4}}, "transfer": {{"stall": "3s", "connect": "4s", "minRate": "2K", "minRateWindow": "20s", "maxTime": "1h", "rateLimit": 1048576, "budget": "1G", "budgetPerDay": "2G", "parallel": 2}},
             "cache": {{"device": "LABEL=a", "fsType": "xfs", "options": ["ro"], "path": "x", "wait": "5s", "keep": 7}},
             "media": {{"device": "LABEL=m", "path": "y"}},
             "root": {{"tmpfsSize": "1G"}}, "store": {{"tmpfsSize": "10%", "rwDevice": "LABEL=b"}},
@@ -255,6 +258,8 @@ mod tests {
         assert_eq!(s.reset_floor.as_ref().map(ToString::to_string).as_deref(), Some("testing"));
         assert_eq!((s.policy.mode, s.verify), (PolicyMode::RequireFresh, Verify::Size));
         assert_eq!((s.policy.wait, s.policy.fetch_wait, s.policy.tries), (seconds(1), seconds(2), 4));
+        assert_eq!((s.policy.max_age, s.policy.countdown), (seconds(24 * 3600), seconds(0)));
+        assert_eq!(s.transfer.budget_per_day, 2 << 30);
         assert_eq!((s.transfer.stall, s.transfer.connect), (seconds(3), seconds(4)));
         assert_eq!(
             (s.transfer.min_rate, s.transfer.min_rate_window, s.transfer.max_time),

@@ -156,7 +156,28 @@ pub static TABLE: &[Row] = &[
         },
         guard: Free,
         show: |s| show_duration(s.policy.fetch_wait),
-        about: "Limit of a transfer, while something bootable is cached; what was received is kept.",
+        about: "Limit of a transfer, estimated or elapsed, while something bootable is cached; what was received is kept.",
+    },
+    Row {
+        name: "policy.maxAge",
+        kind: Time {
+            least: NOTHING,
+            place: |s| &mut s.policy.max_age,
+        },
+        // It decides whether somebody is asked at all.
+        guard: Strict,
+        show: |s| show_duration(s.policy.max_age),
+        about: "How old the last answer may be without asking, under `cache-first` and `wait`. `0`: any age will do under `cache-first`, none under `wait`.",
+    },
+    Row {
+        name: "policy.countdown",
+        kind: Time {
+            least: NOTHING,
+            place: |s| &mut s.policy.countdown,
+        },
+        guard: Free,
+        show: |s| show_duration(s.policy.countdown),
+        about: "How long keys are listened for on the consoles before a long download, while something bootable is cached: `c` boots that, `d` downloads. `0`: not at all.",
     },
     Row {
         name: "policy.tries",
@@ -229,6 +250,13 @@ pub static TABLE: &[Row] = &[
         guard: Free,
         show: |s| show_bytes(s.transfer.budget),
         about: "Bytes of answers that one boot may receive; what came is kept, and the next boot goes on. `0`: any number.",
+    },
+    Row {
+        name: "transfer.budgetPerDay",
+        kind: Bytes(|s| &mut s.transfer.budget_per_day),
+        guard: Free,
+        show: |s| show_bytes(s.transfer.budget_per_day),
+        about: "Bytes of answers that may be received a day, by boots and `freshroot fetch` together; counted on the cache disk. What came is kept. `0`: any number.",
     },
     Row {
         name: "transfer.parallel",

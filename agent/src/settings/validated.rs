@@ -86,6 +86,10 @@ pub struct Policy {
     pub wait: Duration,
     /// Limit of a transfer, while something bootable is cached.
     pub fetch_wait: Duration,
+    /// How old the last answer may be without asking; nothing: age decides nothing.
+    pub max_age: Duration,
+    /// How long keys are listened for before a long download, while something bootable is cached; nothing: not at all.
+    pub countdown: Duration,
     /// Boots that a generation has without being blessed before others come first; 0 for any number.
     pub tries: u32,
 }
@@ -120,6 +124,8 @@ pub struct Transfer {
     pub rate_limit: u64,
     /// Bytes that one boot may receive; 0: any number.
     pub budget: u64,
+    /// Bytes that may be received a day; 0: any number.
+    pub budget_per_day: u64,
     /// How many ranges of an image are asked for at once.
     pub parallel: u32,
 }
@@ -346,6 +352,8 @@ impl Settings {
                 mode: PolicyMode::Wait,
                 wait: seconds(30),
                 fetch_wait: seconds(5 * 60),
+                max_age: seconds(0),
+                countdown: seconds(5),
                 tries: 0,
             },
             transfer: Transfer {
@@ -357,6 +365,7 @@ impl Settings {
                 max_time: seconds(0),
                 rate_limit: 0,
                 budget: 0,
+                budget_per_day: 0,
                 parallel: 1,
             },
             http: Http {

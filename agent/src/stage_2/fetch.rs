@@ -11,6 +11,7 @@ use super::own_report;
 use crate::boot::deadline::Deadline;
 use crate::boot::download::{Download, verify_cached};
 use crate::boot::generations::Generations;
+use crate::boot::ledger::Ledger;
 use crate::boot::online::{client, patience};
 use crate::boot::ticker::Teller;
 use crate::cache::room::make_room;
@@ -22,6 +23,7 @@ use crate::fetch::Source;
 use crate::fetch::image::fetch_index;
 use crate::fetch::retry::Memory;
 use crate::formats::release::ChannelName;
+use crate::http::Client;
 use crate::mode::Mode;
 use crate::report::Report;
 use crate::select::{Wanted, select};
@@ -62,8 +64,10 @@ pub fn fetch(root: &Path, teller: Teller<'_>, reset_floor: Option<ChannelName>) 
     for oddity in oddities {
         log::warn!("{oddity}");
     }
+    let ledger = Ledger::new(&settings, generations.state().clone(), generations.clock());
     let mut refresh = Refresh {
         settings: &settings,
+        ledger,
         teller,
         cache,
         kernel: running_kernel(root, &settings)?,
@@ -90,15 +94,22 @@ struct Refresh<'a> {
     kernel: RunningKernel,
     running: Option<Digest>,
     generations: Generations,
+    ledger: Ledger,
 }
 
 impl Refresh<'_> {
     /// Asks, and fetches what is missing. `selected` is what this boot has selected.
     fn bring(&mut self, selected: &Wanted, wanted: &Wanted) -> Result<String> {
-        let client = client(self.settings, self.generations.clock());
+        let client = client(self.settings, &self.ledger);
+        let brought = self.bring_by(&client, selected, wanted);
+        self.ledger.received(Some(&self.cache), client.received());
+        brought
+    }
+
+    fn bring_by(&mut self, client: &Client, selected: &Wanted, wanted: &Wanted) -> Result<String> {
         let memory = Memory::default();
         let source = Source {
-            client: &client,
+            client,
             mirrors: &self.settings.urls,
             memory: &memory,
         };
@@ -114,7 +125,13 @@ impl Refresh<'_> {
         let did = if self.is_complete(newest)? {
             "is cached already, nothing to do".to_owned()
         } else {
-            self.complete(selected, newest, &source)?;
+            let completed = self.complete(selected, newest, &source);
+            let mirrors = memory.rates().into_iter();
+            let rates: Vec<_> = mirrors
+                .filter_map(|(number, rate)| Some((self.settings.urls.get(number)?, rate)))
+                .collect();
+            self.ledger.measured(Some(&self.cache), &rates);
+            completed?;
             format!("is fetched ({:.1} MB received)", client.received() as f64 / 1e6)
         };
         let name = name_of(&self.generations.get(newest)?.known.authorised);
@@ -156,7 +173,7 @@ impl Refresh<'_> {
         // Before anything is removed for it: a server without the image is mostly one without its index.
         let index = match self.cache.chunk_index(image) {
             Some(_) => None,
-            None => Some(fetch_index(source, image, patience).map_err(|error| anyhow::anyhow!("{error}"))?),
+            None => Some(fetch_index(source, image, patience)?),
         };
         // What runs, what was good, and what would boot now: whatever comes, these are there.
         let today = self.generations.candidates(selected, &self.kernel, self.settings.policy.tries);
@@ -174,6 +191,7 @@ impl Refresh<'_> {
             source: *source,
             image,
             patience,
+            record: &|| self.ledger.received(Some(&self.cache), source.client.received()),
         };
         download.run(&mut Report::new(""))?;
         // A boot can do with an image that is only open; here it has to be found by the next one.
@@ -217,6 +235,7 @@ mod tests {
             unfit: None,
             image: ImageState::Unchecked,
             failed: None,
+            slow: None,
             spent: false,
             blessed: false,
             name: format!("g{number}"),

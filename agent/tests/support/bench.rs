@@ -87,6 +87,7 @@ impl Bench {
             servers,
             patience: Patience {
                 deadline: None,
+                hurry: None,
                 without_progress: PATIENT,
                 slowest: SLOWEST,
                 parallel: 1,
