@@ -33,8 +33,9 @@ impl Acquire<'_> {
         let instead = instead.map(|entry| cached(entry, self.disk.as_ref(), self.ledger.clock().now()));
         let ahead = ahead(missing(caches, image), instead, &self.online, &self.ledger);
         let countdown = self.settings.policy.countdown;
-        self.chosen = tell_and_ask(self.root, self.keys, self.deadline, &ahead, countdown, report).or(self.chosen);
-        self.chosen
+        let pressed = tell_and_ask(self.root, self.keys, self.deadline, &ahead, countdown, report);
+        self.chosen = pressed.or(self.chosen);
+        pressed
     }
 
     /// Fetches what is missing of an image, to the disk, or to RAM where there is none, and gives it with where it is.
