@@ -45,12 +45,14 @@ cases! {
         a_generation_of_a_foreign_key_is_left_alone
         a_generation_for_another_kernel_does_not_boot
         a_generation_without_tries_left_gives_way_to_a_blessed_one
+        a_corrupt_state_counts_as_absent_and_is_said
         a_guarded_setting_is_refused_on_the_command_line
         an_answer_of_unknown_age_is_asked_for
         an_unknown_word_of_ours_is_warned_about
         persistent_entries_are_mounted_in_order
         a_bad_entry_is_refused_by_its_name
         verify_size_only_looks_at_the_size
+        what_a_reset_withdrew_is_the_last_choice
         without_a_cache_disk_the_image_lives_in_ram;
     "plan --mode systemd":
         under_systemd_its_entries_are_looked_for_and_binds_are_made
