@@ -1,10 +1,13 @@
 //! What `freshroot boot` does with an image and nothing else: for the benchmark, which measures it from outside and by what it prints.
 //!
 //! `fetch image URL CHANNEL KEY FOLDER` asks, fetches, verifies and commits into a cache in FOLDER, in the order of `boot/acquire.rs`;
-//! `fetch verify KEY FOLDER` opens that cache again and verifies the image on all cores, as a warm boot with `verify = full` does.
+//! `fetch verify KEY FOLDER` opens that cache again and verifies the image on all cores, as a warm boot with `verify = full` does;
+//! `fetch socket URL` receives what a server sends and throws it away: what the socket can, for comparison.
 //! Prints one line of JSON: bytes, milliseconds, and the highest resident set of the process in KiB.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -52,7 +55,8 @@ fn run() -> Result<()> {
     let (bytes, started) = match words.as_slice() {
         ["image", url, channel, key, folder] => (fetch(url, channel, key, Path::new(folder))?, started),
         ["verify", key, folder] => verify(key, Path::new(folder))?,
-        _ => bail!("usage: fetch image URL CHANNEL KEY FOLDER, or fetch verify KEY FOLDER"),
+        ["socket", url] => (receive(url)?, started),
+        _ => bail!("usage: fetch image URL CHANNEL KEY FOLDER, fetch verify KEY FOLDER, or fetch socket URL"),
     };
     println!(
         "{{\"bytes\":{bytes},\"milliseconds\":{:.3},\"peakRssKib\":{}}}",
@@ -93,6 +97,32 @@ fn fetch(url: &str, channel: &str, key: &str, folder: &Path) -> Result<u64> {
     part.commit(&cache, &verified)?;
     commit_generation(&cache, *valid)?;
     Ok(image.size)
+}
+
+/// Bytes of the body at a plain `http://host:port/path`.
+fn receive(url: &str) -> Result<u64> {
+    let rest = url.strip_prefix("http://").context("only http:// can be received")?;
+    let (host, path) = rest.split_once('/').context("the URL has no path")?;
+    let mut stream = TcpStream::connect(host).with_context(|| format!("connecting to {host}"))?;
+    stream
+        .write_all(format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
+        .context("asking")?;
+    let mut buffer = vec![0; 256 << 10];
+    let (mut head, mut body) = (Vec::new(), 0);
+    loop {
+        let length = stream.read(&mut buffer).context("receiving")?;
+        if length == 0 {
+            return Ok(body);
+        }
+        if body > 0 {
+            body += length as u64;
+            continue;
+        }
+        head.extend_from_slice(&buffer[..length]);
+        if let Some(end) = head.windows(4).position(|four| four == b"\r\n\r\n") {
+            body = (head.len() - end - 4) as u64;
+        }
+    }
 }
 
 fn commit_generation(cache: &Cache, valid: Valid) -> Result<()> {

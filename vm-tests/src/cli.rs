@@ -1,5 +1,7 @@
 //! Arguments of `vm-tests/run`: syntax here, meaning in the commands.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 
@@ -12,13 +14,13 @@ Boots freshroot in QEMU.
 
   vm-tests/run demo [--level N]     two generations of a real system: cold, warm, updated, and after a power cut
   vm-tests/run test [options]       all tests, from unit tables to boots
-      --layer NAME                  only this layer: lint, unit, properties, golden, http, kills, mounts, module, fuzz, boots; may be repeated
+      --layer NAME                  only this layer: lint, unit, properties, golden, http, kills, links, mounts, module, fuzz, boots; may be repeated
       --filter TEXT                 only tests whose name contains TEXT
       --nightly                     also what takes long
-      --seed N                      seed of the property tests, the kills and the fuzzers
+      --seed N                      seed of the property tests, the kills, the fuzzers and the lossy links
       --jobs N                      virtual machines or fuzzers at a time (1 or 2; else as many as memory allows)
   vm-tests/run bench [--pairs N]    figures: paired runs, medians; docs/performance.md says what they mean
-      --only PART                   only these: size, transfer, boot
+      --only PART                   only these: size, transfer, links, boot
   vm-tests/run help                 this text
 
 Logs and disks of each boot are in target/vm/logs. --level is zstd's for the images (3; NixOS has 19).
@@ -43,6 +45,13 @@ pub enum Command {
         /// None: all figures.
         only: Option<Part>,
     },
+    /// One test of links, in the namespaces that were made for it: called by the program itself.
+    Inside {
+        /// Its name.
+        test: String,
+        /// What it stands on.
+        ground: PathBuf,
+    },
 }
 
 /// Which tests, and how.
@@ -54,7 +63,7 @@ pub struct TestOptions {
     pub filter: Option<String>,
     /// Whether long ones run too.
     pub nightly: bool,
-    /// Seed of the property tests, the kills and the fuzzers.
+    /// Seed of the property tests, the kills, the fuzzers and the lossy links.
     pub seed: Option<u64>,
     /// Machines, or fuzzers, at a time.
     pub jobs: Option<usize>,
@@ -86,6 +95,13 @@ pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
             }
             Ok(Command::Demo { level })
         }
+        "inside" => {
+            let (test, ground) = (parser.value()?.string()?, parser.value()?);
+            Ok(Command::Inside {
+                test,
+                ground: ground.into(),
+            })
+        }
         "test" => parse_test(&mut parser).map(Command::Test),
         "bench" => {
             let (mut pairs, mut only) = (DEFAULT_PAIRS, None);
@@ -94,7 +110,8 @@ pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
                     Long("pairs") => pairs = parser.value()?.parse()?,
                     Long("only") => {
                         let name = parser.value()?.string()?;
-                        only = Some(Part::by_name(&name).with_context(|| format!("there is no part «{name}»: size, transfer, boot"))?);
+                        only =
+                            Some(Part::by_name(&name).with_context(|| format!("there is no part «{name}»: size, transfer, links, boot"))?);
                     }
                     Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),
                 }

@@ -35,6 +35,11 @@ pub fn problems(workspace: &Workspace) -> Result<Vec<String>> {
             .filter(|path| !reached.contains(*path))
             .map(|path| format!("{}: no link leads to it from README.md", path.display())),
     );
+    for (path, text) in &pages {
+        found.extend(shown(path, text, &|path| {
+            fs::read_to_string(workspace.root().join(path)).unwrap_or_default()
+        }));
+    }
     let publisher = build::publisher(workspace)?.program;
     let programs = BTreeMap::from([("freshroot", build::plain_agent(workspace)?), ("freshroot-publish", publisher)]);
     let mut helps = BTreeMap::new();
@@ -163,6 +168,23 @@ fn links(pages: &BTreeMap<PathBuf, String>, exists: &dyn Fn(&Path) -> bool) -> V
             {
                 found.push(format!("{}: {} has no heading «{heading}»", page.display(), path.display()));
             }
+        }
+    }
+    found
+}
+
+/// Fences that show a file, which a comment right before them names, have to be that file.
+fn shown(page: &Path, text: &str, read: &dyn Fn(&Path) -> String) -> Vec<String> {
+    let mut found = Vec::new();
+    for part in text.split("<!-- the file ").skip(1) {
+        let Some((name, rest)) = part.split_once(" -->\n```") else {
+            found.push(format!("{}: a file is named, and no fence follows it", page.display()));
+            continue;
+        };
+        let fence = rest.split_once('\n').and_then(|(_, rest)| rest.split_once("\n```"));
+        let (path, _) = resolve(page, name);
+        if fence.map(|(fence, _)| fence) != Some(read(&path).trim_end()) {
+            found.push(format!("{}: it shows {} otherwise than it is", page.display(), path.display()));
         }
     }
     found
@@ -309,6 +331,16 @@ mod tests {
                 "docs/b.md: docs/b.md has no heading «three»"
             ]
         );
+    }
+
+    #[test]
+    fn a_file_that_is_shown_is_the_file() {
+        let read = |path: &Path| if path == Path::new("docs/a.conf") { "one\ntwo\n" } else { "" }.to_owned();
+        let wrong = |text: &str| shown(Path::new("docs/a.md"), text, &read).len();
+        assert_eq!(wrong("x\n<!-- the file a.conf -->\n```nginx\none\ntwo\n```\ny"), 0);
+        assert_eq!(wrong("<!-- the file a.conf -->\n```\none\n```\n"), 1);
+        assert_eq!(wrong("<!-- the file b.conf -->\n```\none\n```\n"), 1);
+        assert_eq!(wrong("<!-- the file a.conf -->\nnothing"), 1);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Layer {
     Http,
     /// Kills at each write point.
     Kills,
+    /// Slow and broken links, and servers that others wrote.
+    Links,
     /// Real mounts in a private namespace.
     Mounts,
     /// The NixOS module: parsed and evaluated.
@@ -33,13 +35,14 @@ pub enum Layer {
 
 impl Layer {
     /// In the order in which they run.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Lint,
         Self::Unit,
         Self::Properties,
         Self::Golden,
         Self::Http,
         Self::Kills,
+        Self::Links,
         Self::Mounts,
         Self::Module,
         Self::Fuzz,
@@ -60,6 +63,7 @@ impl Layer {
             Self::Golden => "golden",
             Self::Http => "http",
             Self::Kills => "kills",
+            Self::Links => "links",
             Self::Mounts => "mounts",
             Self::Module => "module",
             Self::Fuzz => "fuzz",
@@ -86,6 +90,7 @@ impl Layer {
             | Self::Golden
             | Self::Http
             | Self::Kills
+            | Self::Links
             | Self::Mounts
             | Self::Module
             | Self::Fuzz

@@ -16,6 +16,7 @@ mod lab;
 mod lan;
 mod layer;
 mod line;
+mod links;
 mod modules;
 mod packages;
 mod publisher;
@@ -49,6 +50,7 @@ fn run() -> Result<bool> {
         cli::Command::Help => print!("{}", cli::HELP),
         cli::Command::Demo { level } => demo::run(workspace::Workspace::find()?, level)?,
         cli::Command::Test(options) => return runner::run(&workspace::Workspace::find()?, &options),
+        cli::Command::Inside { test, ground } => links::inside(&test, &ground)?,
         cli::Command::Bench { pairs, only } => bench::run(workspace::Workspace::find()?, pairs, only)?,
     }
     Ok(true)

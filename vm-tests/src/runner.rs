@@ -16,6 +16,7 @@ use crate::faults;
 use crate::fuzz;
 use crate::lab::Lab;
 use crate::layer::{self, Layer};
+use crate::links::{self, Ground};
 use crate::scenario::{self, Test};
 use crate::workspace::Workspace;
 
@@ -23,6 +24,10 @@ use crate::workspace::Workspace;
 const CARGO_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Cases of a property test in the nightly layer; proptest's own number is 256.
 const NIGHTLY_CASES: &str = "20000";
+/// Tests of links that run at a time.
+const LINKS_AT_ONCE: usize = 3;
+/// Where the chance of lossy links begins, unless told.
+const LINKS_SEED: u64 = 1;
 /// What two machines and the page cache of their disks want, in KiB.
 const MEMORY_FOR_TWO: u64 = 6 << 20;
 
@@ -77,6 +82,7 @@ pub fn run(workspace: &Workspace, options: &TestOptions) -> Result<bool> {
             Layer::Boots => boots(workspace, options),
             Layer::Lint => lint(workspace, options),
             Layer::Module => module(workspace, options),
+            Layer::Links => links(workspace, options),
             Layer::Fuzz => fuzz::run(workspace, options).map(|(passed, failed)| Counts {
                 passed,
                 failed,
@@ -336,6 +342,66 @@ fn parse_counts(output: &str) -> Counts {
     all
 }
 
+/// Links, some at a time: they are in nobody's way, and wait most of the time.
+fn links(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let mut wanted = VecDeque::new();
+    for test in links::all() {
+        let named = options.filter.as_ref().is_none_or(|text| test.name.contains(text.as_str()));
+        match (named, test.nightly && !options.nightly) {
+            (false, _) => {}
+            (true, true) => counts.skipped += 1,
+            (true, false) => wanted.push_back(test),
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(counts);
+    }
+    let ground = Ground::prepare(workspace, options.seed.unwrap_or(LINKS_SEED))?;
+    let one = |test: &links::Test| {
+        let started = Instant::now();
+        let result = ground.run(workspace, test);
+        let (name, seconds) = (test.name, started.elapsed().as_secs_f64());
+        let mut counts = Counts::default();
+        match result {
+            Ok(measured) => {
+                let note = measured.get("note").and_then(serde_json::Value::as_str).unwrap_or_default();
+                eprintln!("ok      {name:<16} {} ({seconds:.1} s)\n        {note}", test.what);
+                counts.passed = 1;
+            }
+            Err(error) => {
+                eprintln!(
+                    "FAILED  {name:<16} {} ({seconds:.1} s, seed {})\n        logs: target/vm/logs/links-{name}\n{error:#}\n",
+                    test.what, ground.seed
+                );
+                counts.failed = 1;
+            }
+        }
+        counts
+    };
+    counts.add(in_parallel(options.jobs.unwrap_or(LINKS_AT_ONCE), wanted, one));
+    Ok(counts)
+}
+
+/// Does `one` with all that are wanted, so many at a time.
+fn in_parallel<T: Send>(jobs: usize, wanted: VecDeque<T>, one: impl Fn(&T) -> Counts + Sync) -> Counts {
+    let queue = Mutex::new(wanted);
+    let total = Mutex::new(Counts::default());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some(next) = next else { return };
+                    let counts = one(&next);
+                    total.lock().unwrap_or_else(PoisonError::into_inner).add(counts);
+                }
+            });
+        }
+    });
+    total.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn boots(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut wanted = VecDeque::new();
@@ -355,21 +421,8 @@ fn boots(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
     }
     let lab = Lab::new(workspace.clone(), DEFAULT_LEVEL)?;
     let jobs = options.jobs.map_or_else(jobs_for_memory, Ok)?;
-    let queue = Mutex::new(wanted);
-    let total = Mutex::new(counts);
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                    let Some(scenario) = next else { return };
-                    let one = attempt(&scenario, &lab);
-                    total.lock().unwrap_or_else(PoisonError::into_inner).add(one);
-                }
-            });
-        }
-    });
-    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
+    counts.add(in_parallel(jobs, wanted, |scenario| attempt(scenario, &lab)));
+    Ok(counts)
 }
 
 fn attempt(scenario: &Test, lab: &Lab) -> Counts {

@@ -76,6 +76,8 @@ pub fn paired(pairs: u32, mut ours: impl FnMut() -> Result<f64>, mut peer: impl 
 pub enum Target {
     /// The measured number, at most so much.
     AtMost(f64),
+    /// The measured number, at least so much.
+    AtLeast(f64),
     /// The median ratio, at most so much.
     RatioAtMost(f64),
     /// The median ratio, at least so much.
@@ -124,7 +126,7 @@ impl Figure {
     pub fn compared(what: impl Into<String>, unit: &'static str, runs: u32, compared: &Comparison, target: Target) -> Self {
         let (ours, peer) = (compared.ours, compared.peer);
         let (ratio, best) = match target {
-            Target::AtMost(_) | Target::RatioAtMost(_) => (compared.longer, ours.least / peer.least),
+            Target::AtMost(_) | Target::AtLeast(_) | Target::RatioAtMost(_) => (compared.longer, ours.least / peer.least),
             Target::RatioAtLeast(_) | Target::None => (compared.faster, peer.least / ours.least),
         };
         Self {
@@ -143,6 +145,7 @@ impl Figure {
     pub fn reached(&self) -> Option<bool> {
         match (self.target, &self.ratio) {
             (Target::AtMost(most), _) => Some(self.ours.median <= most),
+            (Target::AtLeast(least), _) => Some(self.ours.median >= least),
             (Target::RatioAtMost(most), Some(ratio)) => Some(ratio.median <= most),
             (Target::RatioAtLeast(least), Some(ratio)) => Some(ratio.median >= least),
             (Target::RatioAtMost(_) | Target::RatioAtLeast(_), None) | (Target::None, _) => None,
@@ -181,6 +184,7 @@ impl fmt::Display for Figure {
         };
         match self.target {
             Target::AtMost(most) => write!(f, "\n    target: at most {most} {}: {verdict}", self.unit),
+            Target::AtLeast(least) => write!(f, "\n    target: at least {least} {}: {verdict}", self.unit),
             Target::RatioAtMost(most) => write!(f, "\n    target: at most {most} × the peer: {verdict}"),
             Target::RatioAtLeast(least) => write!(f, "\n    target: at least {least} × the peer's speed: {verdict}"),
             Target::None => Ok(()),
@@ -225,6 +229,7 @@ mod tests {
                 "ratio 0.53\n    target: at most 0.5 × the peer: NOT reached",
             ),
             (Target::AtMost(100.0), Some(true), "at most 100 ms: reached"),
+            (Target::AtLeast(101.0), Some(false), "at least 101 ms: NOT reached"),
             (Target::None, None, "100 ms; peer 190 ms; ratio 1.90"),
         ] {
             let figure = Figure::compared("what", "ms", 1, &compared, target);

@@ -2,6 +2,7 @@
 
 mod boot;
 mod figure;
+mod links;
 mod size;
 mod transfer;
 
@@ -21,6 +22,8 @@ pub enum Part {
     Size,
     /// Memory and speed of fetching, speed of verifying.
     Transfer,
+    /// Slow and lossy links.
+    Links,
     /// Warm boots.
     Boot,
 }
@@ -31,6 +34,7 @@ impl Part {
         match name {
             "size" => Some(Self::Size),
             "transfer" => Some(Self::Transfer),
+            "links" => Some(Self::Links),
             "boot" => Some(Self::Boot),
             _ => None,
         }
@@ -58,6 +62,9 @@ pub fn run(workspace: Workspace, pairs: u32, only: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Transfer) {
         note(transfer::measure(&trial, pairs)?);
+    }
+    if wanted(Part::Links) {
+        note(links::measure(&lab.workspace, pairs)?);
     }
     if wanted(Part::Boot) {
         note(boot::measure(&trial, pairs)?);

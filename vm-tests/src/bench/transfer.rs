@@ -32,7 +32,10 @@ const SMALL: &str = "small";
 /// Peak memory, speed of fetching, speed of verifying.
 pub fn measure(trial: &Trial<'_>, pairs: u32) -> Result<Vec<Figure>> {
     let bench = Bench::prepare(trial)?;
-    let mut figures = vec![bench.memory(LARGE, pairs)?, bench.memory(SMALL, pairs)?];
+    let mut figures = Vec::new();
+    for (channel, ranges) in [(LARGE, 1), (SMALL, 1), (LARGE, 4), (LARGE, 16)] {
+        figures.push(bench.memory(channel, ranges, pairs)?);
+    }
     figures.extend(bench.fetching(pairs)?);
     figures.push(bench.verifying(pairs)?);
     Ok(figures)
@@ -76,13 +79,19 @@ impl Bench {
 
     /// Fetches the image of `channel` into a new cache below `place`. Returns the seconds, and what the program printed.
     fn fetch(&self, channel: &str, place: &Path) -> Result<(f64, Value)> {
+        self.fetch_with(channel, place, 1)
+    }
+
+    /// The same with so many ranges at once.
+    fn fetch_with(&self, channel: &str, place: &Path, ranges: u32) -> Result<(f64, Value)> {
         let cache = place.join("cache");
         crate::lab::remove(&cache)?;
         let tool = Tool::new(&self.program.to_string_lossy(), RUN_LIMIT)
             .arg("image")
             .arg(format!("http://{}", self.server.address()))
             .args([channel, &self.key])
-            .arg(&cache);
+            .arg(&cache)
+            .env("PARALLEL", ranges.to_string());
         let (seconds, text) = timed(tool)?;
         let printed: Value = serde_json::from_str(&text).with_context(|| format!("reading what fetch wrote: {text}"))?;
         let (_, size) = self.served.image(channel)?;
@@ -93,11 +102,46 @@ impl Bench {
         Ok((seconds, printed))
     }
 
+    /// As [`Bench::fetch`], with so many ranges at once; only the peak memory, in MiB.
+    fn peak(&self, channel: &str, ranges: u32) -> Result<f64> {
+        let (_, printed) = self.fetch_with(channel, self.disk.path(), ranges)?;
+        let peak = printed.get("peakRssKib").and_then(Value::as_f64);
+        Ok(peak.context("fetch did not print its peak memory")? / MEBIBYTE)
+    }
+
+    /// `curl -o`, and then `sha256sum`, of the large image in memory.
+    fn sequential_peer(&self) -> Result<f64> {
+        let (digest, _) = self.served.image(LARGE)?;
+        let file = self.memory.path().join("peer");
+        let script = "curl -s -o \"$2\" \"$1\" && sha256sum \"$2\"";
+        let tool = Tool::new("sh", RUN_LIMIT).args(["-c", script, "sh", &self.url(&digest)]).arg(&file);
+        let (seconds, text) = timed(tool)?;
+        ensure!(text.starts_with(&digest), "curl and sha256sum found another digest: {text}");
+        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+        Ok(seconds)
+    }
+
+    /// The large image is received and thrown away.
+    fn socket_peer(&self) -> Result<f64> {
+        let (digest, size) = self.served.image(LARGE)?;
+        let tool = Tool::new(&self.program.to_string_lossy(), RUN_LIMIT).args(["socket", &self.url(&digest)]);
+        let (seconds, text) = timed(tool)?;
+        ensure!(
+            text.contains(&format!("\"bytes\":{size},")),
+            "not all {size} bytes were received: {text}"
+        );
+        Ok(seconds)
+    }
+
+    fn url(&self, digest: &str) -> String {
+        format!("http://{}/images/{digest}.squashfs", self.server.address())
+    }
+
     /// `curl | tee | sha256sum` of the large image, to a file below `place`, which is removed afterwards; made to last if `lasting`.
     fn peer(&self, place: &Path, lasting: bool) -> Result<f64> {
         let (digest, _) = self.served.image(LARGE)?;
         let file = place.join("peer");
-        let url = format!("http://{}/images/{digest}.squashfs", self.server.address());
+        let url = self.url(&digest);
         let sync = if lasting { "; sync \"$2\"" } else { "" };
         let script = format!("curl -s \"$1\" | tee \"$2\" | sha256sum{sync}");
         let tool = Tool::new("sh", RUN_LIMIT).args(["-c", &script, "sh", &url]).arg(&file);
@@ -111,19 +155,28 @@ impl Bench {
         Ok(self.served.image(channel)?.1 as f64 / 1e6)
     }
 
-    fn memory(&self, channel: &str, runs: u32) -> Result<Figure> {
-        let mut peaks = Vec::new();
-        for _ in 0..runs {
-            let (_, printed) = self.fetch(channel, self.disk.path())?;
-            let peak = printed.get("peakRssKib").and_then(Value::as_f64);
-            peaks.push(peak.context("fetch did not print its peak memory")? / MEBIBYTE);
-        }
-        let what = format!("peak RSS while fetching {:.0} MB over HTTP onto a disk", self.megabytes(channel)?);
-        Figure::alone(what, "MiB", peaks, Target::AtMost(16.0))
+    fn memory(&self, channel: &str, ranges: u32, runs: u32) -> Result<Figure> {
+        let peaks: Result<Vec<f64>> = (0..runs).map(|_| self.peak(channel, ranges)).collect();
+        let by = if ranges > 1 {
+            format!(", {ranges} ranges at once")
+        } else {
+            String::new()
+        };
+        let what = format!(
+            "peak RSS while fetching {:.0} MB over HTTP onto a disk{by}",
+            self.megabytes(channel)?
+        );
+        Figure::alone(what, "MiB", peaks?, Target::AtMost(16.0))
     }
 
-    fn fetching(&self, pairs: u32) -> Result<[Figure; 3]> {
+    fn fetching(&self, pairs: u32) -> Result<[Figure; 5]> {
         let size = self.megabytes(LARGE)?;
+        let in_memory = |peer: &dyn Fn() -> Result<f64>, against: &str, target: Target| -> Result<Figure> {
+            let compared = paired(pairs, || Ok(self.fetch(LARGE, self.memory.path())?.0), peer)?;
+            crate::lab::remove(&self.memory.path().join("cache"))?;
+            let what = format!("fetch, verify, write and commit {size:.0} MB on loopback, in memory, against {against}");
+            Ok(Figure::compared(what, "s", pairs, &compared, target))
+        };
         let figure = |place: &Path, lasting: bool, what: &str, target: Target| -> Result<Figure> {
             let ours = || Ok(self.fetch(LARGE, place)?.0);
             let compared = paired(pairs, ours, || self.peer(place, lasting))?;
@@ -132,6 +185,16 @@ impl Bench {
             Ok(Figure::compared(what, "s", pairs, &compared, target))
         };
         Ok([
+            in_memory(
+                &|| self.sequential_peer(),
+                "curl -o followed by sha256sum",
+                Target::RatioAtLeast(2.3),
+            )?,
+            in_memory(
+                &|| self.socket_peer(),
+                "a program that receives and throws away",
+                Target::RatioAtLeast(0.45),
+            )?,
             figure(
                 self.memory.path(),
                 false,
