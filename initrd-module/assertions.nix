@@ -124,30 +124,15 @@ in
           assertion = !(config.system.nixos-init.enable or false);
           message = ''system.nixos-init works from NixOS's own initrd: set system.nixos-init.enable = false, or boot.freshroot.mode = "systemd".'';
         }
-        {
-          assertion = config.boot.initrd.luks.devices == { };
-          message = ''boot.initrd.luks.devices is set, and there is no LUKS in standalone mode: set boot.freshroot.mode = "systemd".'';
-        }
       ]
       ++ map (entry: {
         assertion = lib.elem entry.fsType fresh.standaloneTypes;
         message = ''fileSystems."${entry.mountPoint}" is ${entry.fsType}, which the agent does not mount by itself: ${forSystemd}.'';
       }) disks
-      ++
-        map
-          (device: {
-            assertion = !lib.hasPrefix "/dev/mapper/" device;
-            message = "${device} is made by LVM or LUKS, which standalone mode has not: ${forSystemd}.";
-          })
-          (
-            lib.filter (device: device != null) (
-              map (entry: entry.device) disks
-              ++ [
-                cachePath
-                (settings.store.rwDevice or null)
-              ]
-            )
-          )
+      ++ lib.mapAttrsToList (name: entry: {
+        assertion = fresh.refusedLuksOptions entry == [ ];
+        message = ''boot.initrd.luks.devices."${name}": ${lib.concatStringsSep ", " (fresh.refusedLuksOptions entry)} is not known in standalone mode, which opens by a key file, a key on a device, or a passphrase: remove it, or set boot.freshroot.mode = "systemd".'';
+      }) config.boot.initrd.luks.devices
     );
   };
 }

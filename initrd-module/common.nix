@@ -52,6 +52,11 @@ in
           );
           kernel.modules = if cfg.mode == "standalone" then cfg.internal.standaloneModules else null;
           fileSystems = fresh.agentFileSystems cfg.internal.agents persist;
+          luks =
+            if cfg.mode == "standalone" && config.boot.initrd.luks.devices != { } then
+              fresh.agentLuks config.boot.initrd.luks.devices
+            else
+              null;
         } cfg.settings;
         configFile = fresh.configJson cfg.internal.configuration;
       };

@@ -155,7 +155,7 @@ in
       default = "systemd";
       description = ''
         `systemd`: a unit of NixOS's systemd stage 1; systemd mounts disks, with LUKS, LVM and checks. `standalone`: an initrd of our own, with the agent
-        as the whole stage 1: the smallest thing that can boot a host over a slow link; no LUKS, no LVM.
+        as the whole stage 1: the smallest thing that can boot a host over a slow link. LUKS, LVM and MD by their own programs, which are put into the initrd where the configuration names such devices.
       '';
     };
 
@@ -408,6 +408,14 @@ in
         default = config.boot.initrd.prepend;
         defaultText = literalExpression "config.boot.initrd.prepend";
         description = "Archives in front of a standalone initrd: the processor's microcode.";
+      };
+      extraFiles = mkOption {
+        type = types.attrsOf types.path;
+        default = { };
+        example = literalExpression ''{ "/keys/disk" = "/var/keys/disk"; }'';
+        description = ''
+          More files of a standalone initrd, by their path there, such as a key of {option}`boot.initrd.luks.devices`. Whoever can fetch the initrd can read them.
+        '';
       };
       compressor = mkOption {
         type = types.str;

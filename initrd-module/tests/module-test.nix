@@ -404,6 +404,68 @@ support.lines (
         "/bin/fsck.vfat"
       ]
     )
+    (
+      let
+        stacked = eval [
+          diskless
+          {
+            boot.initrd.luks = {
+              devices.crypt = {
+                device = "/dev/disk/by-partlabel/disk-main-luks";
+                keyFile = "/key:/dev/disk/by-label/STICK";
+                allowDiscards = true;
+              };
+              cryptoModules = [ "xts" ];
+            };
+          }
+          (freshroot {
+            initrd.extraFiles."/keys/other" = ./stubs.nix;
+            cache = {
+              device = "/dev/vg/cache";
+              fsType = "xfs";
+            };
+            persist."/data" = {
+              device = "/dev/mapper/crypt";
+              fsType = "xfs";
+            };
+            persist."/raid" = {
+              device = "/dev/md/data";
+              fsType = "xfs";
+            };
+          })
+        ];
+      in
+      equal "a standalone initrd holds the programs that put its disks together, and the agent is told"
+        {
+          files = lib.filter (target: lib.hasPrefix "/bin/" target || lib.hasPrefix "/keys/" target) (
+            map (one: one.target) stacked.system.build.freshroot.initrd.contents
+          );
+          modules = lib.all (module: lib.elem module stacked.boot.freshroot.internal.modulesClosure.rootModules) [
+            "dm_crypt"
+            "dm_mod"
+            "raid1"
+            "xts"
+          ];
+          loaded = lib.elem "xts" (file stacked).kernel.modules;
+          inherit (file stacked) luks;
+        }
+        {
+          files = [
+            "/bin/cryptsetup"
+            "/bin/lvm"
+            "/bin/mdadm"
+            "/keys/other"
+          ];
+          modules = true;
+          loaded = true;
+          luks.crypt = {
+            device = "/dev/disk/by-partlabel/disk-main-luks";
+            keyFile = "/key";
+            keyFileDevice = "/dev/disk/by-label/STICK";
+            allowDiscards = true;
+          };
+        }
+    )
     (equal "a standalone initrd has a CA bundle where a URL begins with https"
       (map (one: one.target)
         (eval [
@@ -527,10 +589,15 @@ support.lines (
         persist."/x".device = "/dev/disk/by-partlabel/freshroot-cache";
       })
     ] "boot.freshroot.cache.options")
-    (refused "LUKS in standalone mode" [
+    (refused "LUKS by what standalone mode does not know" [
       diskless
-      { boot.initrd.luks.devices.x.device = "/dev/sda1"; }
-    ] "boot.freshroot.mode")
+      {
+        boot.initrd.luks.devices.x = {
+          device = "/dev/sda1";
+          yubikey.slot = 2;
+        };
+      }
+    ] "yubikey")
     (refused "ZFS in standalone mode" [
       diskless
       {
@@ -539,10 +606,6 @@ support.lines (
           fsType = "zfs";
         };
       }
-    ] "boot.freshroot.mode")
-    (refused "LVM in standalone mode" [
-      diskless
-      (freshroot { cache.device = "/dev/mapper/vg-cache"; })
     ] "boot.freshroot.mode")
     (refused "secrets in standalone mode" [
       diskless

@@ -120,6 +120,7 @@ impl<'a> Trial<'a> {
             listener: None,
             life: BOOT_LIFE,
             stage_1: None,
+            tools: false,
         }
     }
 }
@@ -137,6 +138,7 @@ pub struct Boot<'a> {
     listener: Option<Listener>,
     life: Duration,
     stage_1: Option<Stage1>,
+    tools: bool,
 }
 
 impl<'a> Boot<'a> {
@@ -155,6 +157,12 @@ impl<'a> Boot<'a> {
     /// Replaces the consoles.
     pub fn consoles(mut self, consoles: &str) -> Self {
         consoles.clone_into(&mut self.consoles);
+        self
+    }
+
+    /// Puts the programs for disks beside the agent, and nothing else of systemd's stage 1 is started.
+    pub fn with_tools(mut self) -> Self {
+        self.tools = true;
         self
     }
 
@@ -226,6 +234,7 @@ impl<'a> Boot<'a> {
         let initrd = self.trial.dir.join(format!("{name}-initrd"));
         let lab = self.trial.lab;
         match &self.stage_1 {
+            None if self.tools => lab.initrd_with_tools(&lab.config(&self.config)?, &initrd)?,
             None => lab.initrd(&lab.config(&self.config)?, &initrd)?,
             Some(stage_1) => {
                 let mut changes = Stage1::config();

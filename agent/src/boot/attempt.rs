@@ -10,6 +10,7 @@ use super::disks::Disks;
 use super::failing::keep_report;
 use super::medium::Medium;
 use super::system;
+use super::unlock::unlock_all;
 use super::{ROOT, Stage};
 use crate::cache::Cache;
 use crate::candidates::RunningKernel;
@@ -82,6 +83,7 @@ pub(super) fn attempt<T>(
     for oddity in oddities {
         report.warn(oddity);
     }
+    unlock_all(settings, &mut disks, report);
     let cache = find_cache(stage, settings, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);
     if let Some(medium) = Medium::find(&stage.media(), settings, &mut disks, report) {
@@ -233,11 +235,15 @@ fn find_cache(stage: &Stage, settings: &Settings, disks: &mut Disks<'_>, report:
         mount_cache(&mounted, settings, disks, report)?;
         open_cache(&cache_folder(&mounted, settings))
     });
-    match found {
+    let cache = match found {
         Ok(cache) => Some(cache),
         Err(error) => {
             report.warn(format!("there is no cache: {error:#}"));
             None
         }
+    };
+    for warning in disks.take_warnings() {
+        report.warn(warning);
     }
+    cache
 }

@@ -19,6 +19,7 @@ use crate::mount::size::TmpfsSize;
 use crate::mount::system::{self, RwStore};
 use crate::report::Report;
 use crate::settings::Settings;
+use crate::stack::records;
 use crate::store_path::StorePath;
 use crate::verify::BootImage;
 
@@ -124,7 +125,11 @@ fn rw_store(settings: &Settings, disks: &mut Disks<'_>) -> Result<RwStore> {
 /// If a required one cannot be mounted.
 pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_>, log: &mut MountLog, report: &mut Report) -> Result<()> {
     let started = Instant::now();
-    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log)?;
+    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log);
+    for warning in disks.take_warnings() {
+        report.warn(warning);
+    }
+    let outcomes = outcomes?;
     for EntryOutcome {
         mount_point,
         outcome,
@@ -144,7 +149,12 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_
         }
     }
     match stage.mode {
-        Mode::Standalone => system::make_standard_folders(&stage.sysroot),
+        Mode::Standalone => {
+            if let Err(error) = records::write(Path::new(ROOT)) {
+                report.warn(format!("the system's udev may wait for mapped devices: {error:#}"));
+            }
+            system::make_standard_folders(&stage.sysroot)
+        }
         Mode::Systemd => Ok(()),
     }
 }

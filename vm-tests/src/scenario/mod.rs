@@ -8,6 +8,7 @@ mod iso;
 mod kinds;
 mod memory;
 mod network;
+mod stacks;
 mod stage_2;
 mod systemd;
 pub mod warm;
@@ -101,6 +102,7 @@ pub fn all() -> Vec<Test> {
         cut::ALL,
         fallback::ALL,
         disks::ALL,
+        stacks::ALL,
         network::ALL,
         memory::ALL,
         kinds::ALL,
