@@ -897,6 +897,39 @@ rec {
       };
     };
 
+  retryUnitName = mountPoint: "freshroot-persist-retry-${escapePath mountPoint}";
+
+  # Waits for a disk that was missing at the boot; then what needs it is started. It ends at once where nothing is missing.
+  retryUnit =
+    {
+      agent,
+      mountPoint,
+      services,
+    }:
+    {
+      description = "Mount ${mountPoint} when its disk comes";
+      documentation = [ "man:freshroot(8)" ];
+      after = [ "local-fs.target" ];
+      serviceConfig = {
+        # Nothing waits for it.
+        Type = "exec";
+        ExecStart = concatStringsSep " " (
+          map quoteArgument (
+            [
+              agent
+              "persist-retry"
+              mountPoint
+              "${checkUnitName mountPoint}.service"
+              "freshroot-persist-ok.target"
+            ]
+            ++ services
+          )
+        );
+        Restart = "on-failure";
+        RestartSec = "30s";
+      };
+    };
+
   inherit
     cut
     hasPrefix

@@ -378,6 +378,34 @@ support.lines (
         "/lib"
       ]
     )
+    (
+      let
+        services =
+          (eval [
+            minimal
+            (freshroot {
+              persist."/var/lib/data" = {
+                device = "/dev/disk/by-label/data";
+                need = "degraded";
+                services = [ "data.service" ];
+              };
+              persist."/needed".device = "/dev/disk/by-label/needed";
+            })
+          ]).systemd.services;
+        retry = services.freshroot-persist-retry-var-lib-data;
+      in
+      equal "a disk that need not be there is waited for in the running system, and then what needs it is started"
+        {
+          tail = lib.last (lib.splitString "/bin/freshroot " retry.serviceConfig.ExecStart);
+          inherit (retry) wantedBy;
+          others = lib.filter (lib.hasInfix "retry") (lib.attrNames services);
+        }
+        {
+          tail = "persist-retry /var/lib/data freshroot-persist-var-lib-data.service freshroot-persist-ok.target data.service";
+          wantedBy = [ "multi-user.target" ];
+          others = [ "freshroot-persist-retry-var-lib-data" ];
+        }
+    )
     (equal "a standalone initrd holds the programs that check its disks, and no others"
       (lib.filter (lib.hasPrefix "/bin/") (
         map (one: one.target)

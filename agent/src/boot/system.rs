@@ -31,6 +31,14 @@ const DEVICE_WAIT: Duration = Duration::from_secs(90);
 /// # Errors
 /// Names the entry, what is wrong with it, and the remedy.
 pub fn entries(settings: &Settings, mode: Mode) -> Result<Vec<MountEntry>> {
+    Ok(order(&file_systems(settings)?, mode)?)
+}
+
+/// The entries of `fileSystems` as they were written.
+///
+/// # Errors
+/// Names the entry and what cannot be read in it.
+pub fn file_systems(settings: &Settings) -> Result<Vec<FileSystemEntry>> {
     let mut entries = Vec::new();
     for (mount_point, object) in &settings.file_systems {
         let mut object = object.clone();
@@ -50,7 +58,7 @@ pub fn entries(settings: &Settings, mode: Mode) -> Result<Vec<MountEntry>> {
         );
         entries.push(entry);
     }
-    Ok(order(&entries, mode)?)
+    Ok(entries)
 }
 
 /// Why the store could not be mounted, by whose fault it is.
