@@ -89,6 +89,14 @@ in
       assertion = (entry.device == null) != (entry.source == null);
       message = ''boot.freshroot.persist."${name}": set either device (a disk) or source (a folder on one).'';
     }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: entry: {
+      assertion = !(fresh.isSymlink entry && cfg.mode == "systemd" && (config.system.etc.overlay.enable or false) && lib.hasPrefix "/etc/" entry.mountPoint);
+      message = ''boot.freshroot.persist."${name}": with system.etc.overlay what lies below /etc is mounted over it later: set how = "bind".'';
+    }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: entry: {
+      assertion = entry.how == "bind" || (entry.source != null && entry.services == [ ] && lib.elem entry.options [ [ ] [ "defaults" ] ]);
+      message = ''boot.freshroot.persist."${name}": how = "symlink" goes with source alone, and without options and services: name the entry of the disk in services' place.'';
+    }) cfg.internal.persist
     ++ map (entry: {
       assertion =
         !lib.elem entry.mountPoint (

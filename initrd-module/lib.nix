@@ -458,6 +458,29 @@ rec {
       }) (filter (entry: !(elem entry.mountPoint ([ "/" ] ++ ownMountPoints))) entries)
     );
 
+  isSymlink = entry: entry.source != null && entry.how or "bind" == "symlink";
+
+  # The symlinks of boot.freshroot.persist, as the agent's setting fileSystems has them.
+  symlinks =
+    persist:
+    listToAttrs (
+      map
+        (entry: {
+          name = entry.mountPoint;
+          value = withoutNull {
+            device = entry.source;
+            fsType = "symlink";
+            depends = if entry.depends == [ ] then null else entry.depends;
+            create = if entry.create == null then null else withoutNull entry.create;
+          };
+        })
+        (
+          filter isSymlink (
+            map (name: { mountPoint = name; } // persist.${name}) (attrNames persist)
+          )
+        )
+    );
+
   # Types for which there is nothing to check before the mount.
   unchecked = [
     "9p"

@@ -61,6 +61,14 @@ let
           example = "/state/ssh";
           description = "A folder on another persistent file system that is bound to the mount point.";
         };
+        how = mkOption {
+          type = types.enum [
+            "bind"
+            "symlink"
+          ];
+          default = "bind";
+          description = "How {option}`source` comes to the mount point. What a symlink leads to is made only where {option}`create` is set.";
+        };
         fsType = mkOption {
           type = types.str;
           default = "auto";
@@ -113,6 +121,41 @@ let
                   type = types.ints.unsigned;
                   default = 0;
                   description = "Group id.";
+                };
+                kind = mkOption {
+                  type = types.nullOr (
+                    types.enum [
+                      "folder"
+                      "file"
+                    ]
+                  );
+                  default = null;
+                  description = "What it has to be, and is made as: a folder, or a file (`/etc/machine-id`). Null: a folder is made, unless the mount point is a file; what is there may be either.";
+                };
+                parents = mkOption {
+                  type = types.nullOr (
+                    types.submodule {
+                      options = {
+                        mode = mkOption {
+                          type = matching "octal mode" "0[0-7]{3}";
+                          default = "0755";
+                          description = "Mode, in octal digits.";
+                        };
+                        uid = mkOption {
+                          type = types.ints.unsigned;
+                          default = 0;
+                          description = "User id.";
+                        };
+                        gid = mkOption {
+                          type = types.ints.unsigned;
+                          default = 0;
+                          description = "Group id.";
+                        };
+                      };
+                    }
+                  );
+                  default = null;
+                  description = "Mode and owner of folders that have to be made above {option}`source` and the mount point. Null: 0755, root.";
                 };
               };
             }

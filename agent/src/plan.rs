@@ -290,6 +290,7 @@ fn mount(entry: &MountEntry) -> String {
             }
         }
         MountKind::Systemds { fs_type } => format!("by systemd: {fs_type} on {}", entry.device().unwrap_or("nothing")),
+        MountKind::Symlink { source } => return format!("symlink {} to {}", entry.mount_point().display(), source.display()),
         MountKind::Bind { source, recursive: false } => format!("bind of {}", source.display()),
         MountKind::Bind { source, recursive: true } => format!("bind of {} and what is mounted below it", source.display()),
     };

@@ -380,6 +380,54 @@ support.lines (
     )
     (
       let
+        config = eval [
+          minimal
+          (freshroot {
+            persist."/state".device = "/dev/disk/by-label/state";
+            persist."/etc/machine-id" = {
+              source = "/state/machine-id";
+              create.kind = "file";
+            };
+            persist."/home/alice/.config" = {
+              source = "/state/alice/config";
+              how = "symlink";
+              create = {
+                mode = "0700";
+                uid = 1000;
+                parents.uid = 1000;
+              };
+            };
+          })
+        ];
+        told = (file config).fileSystems;
+      in
+      equal "files and symlinks are persisted, and the agent alone knows of symlinks"
+        {
+          kind = told."/etc/machine-id".create.kind;
+          link = told."/home/alice/.config";
+          inNixos = config.fileSystems ? "/home/alice/.config";
+        }
+        {
+          kind = "file";
+          link = {
+            device = "/state/alice/config";
+            fsType = "symlink";
+            create = {
+              mode = "0700";
+              uid = 1000;
+              gid = 0;
+              parents = {
+                mode = "0755";
+                uid = 1000;
+                gid = 0;
+              };
+            };
+          };
+          inNixos = false;
+        }
+    )
+    (
+      let
         services =
           (eval [
             minimal

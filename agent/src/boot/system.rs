@@ -189,7 +189,7 @@ fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> R
     match entry.kind() {
         MountKind::Device(DeviceFs::Auto) => fs_type.iter().for_each(|name| disks.load_file_system(name)),
         MountKind::Device(fs) => disks.load_file_system(fs.name()),
-        MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Systemds { .. } => {}
+        MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Symlink { .. } | MountKind::Systemds { .. } => {}
     }
     Ok(FoundDevice {
         path: device.path,

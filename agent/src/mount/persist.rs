@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::mount::below::{Below, is_folder, is_mount_root};
 use crate::mount::check::{self, Checked, check};
-use crate::mount::entry::{DeviceFs, Layers, MountEntry, MountKind, Need, Ownership};
+use crate::mount::entry::{Creation, DeviceFs, Layers, MountEntry, MountKind, Need, Ownership, SourceKind};
 use crate::mount::fs_context::{DetachedMount, FsContext};
 use crate::mount::mount_log::MountLog;
 use crate::mount::options::{Attributes, FsOption};
@@ -274,13 +274,27 @@ fn attach_entry(below: &Below, entry: &MountEntry, on_disk: Option<Result<Mounte
             if entry.options().attributes != Attributes::default() {
                 mount.set_attributes(entry.options().attributes, false)?;
             }
+            let parents = entry.create().parents;
             let target = if is_folder(&fstat(&from)?) {
                 let mode = entry.options().mkdir_mode.unwrap_or(Ownership::ROOT.mode);
-                below.make_folder(inside, Ownership { mode, ..Ownership::ROOT })?
+                below.make_folder_in(inside, Ownership { mode, ..Ownership::ROOT }, parents)?
             } else {
-                below.make_file(inside)?
+                let owner = Ownership {
+                    mode: 0o644,
+                    ..Ownership::ROOT
+                };
+                below.make_file_in(inside, owner, parents)?
             };
             system::attach_to(below, &mount, target.as_fd(), inside, &source.display().to_string(), "bind", log)
+        }
+        MountKind::Symlink { source } => {
+            // Where the disk is missing, the link leads to its stand-in, which takes no writes either.
+            if entry.says_create() && !matches!(places.nearest(source), Some((_, false))) {
+                bind_source(below, entry, source, places)?;
+            }
+            below.make_symlink_in(source, inside, entry.create().parents)?;
+            log::info!("{} is a symlink to {}", inside.display(), source.display());
+            Ok(())
         }
     }
 }
@@ -370,8 +384,19 @@ fn bind_source(below: &Below, entry: &MountEntry, source: &Path, places: &Places
     if let Some((place, false)) = nearest {
         bail!("its source lies below {}, which is missing", place.display());
     }
+    let Creation { kind, own, parents } = entry.create();
     if let Some(found) = below.find(source)? {
-        return Ok(found);
+        return match (kind, is_folder(&fstat(&found)?)) {
+            (Some(SourceKind::File), true) => bail!(
+                "its source {} is a folder, and «create» says that it is a file: correct the entry, or remove the folder",
+                source.display()
+            ),
+            (Some(SourceKind::Folder), false) => bail!(
+                "its source {} is no folder, and «create» says that it is one: correct the entry, or remove what is there",
+                source.display()
+            ),
+            (Some(SourceKind::File) | None, false) | (Some(SourceKind::Folder) | None, true) => Ok(found),
+        };
     }
     if nearest.is_none() {
         bail!(
@@ -381,11 +406,27 @@ fn bind_source(below: &Below, entry: &MountEntry, source: &Path, places: &Places
         );
     }
     log::info!("making {}, the source of {}", source.display(), entry.mount_point().display());
-    below.make_folder(source, entry.create())
+    match kind {
+        Some(SourceKind::File) => below.make_file_in(source, own, parents),
+        // What is there already says what it is to be.
+        None if is_file_at(below, entry.mount_point())? => below.make_file_in(source, Ownership { mode: 0o644, ..own }, parents),
+        Some(SourceKind::Folder) | None => below.make_folder_in(source, own, parents),
+    }
 }
 
-/// Covers the mount point of a missing entry with an empty tmpfs that takes no writes.
+/// Whether there is something else than a folder at `inside`.
+fn is_file_at(below: &Below, inside: &Path) -> Result<bool> {
+    Ok(match below.find(inside)? {
+        Some(found) => !is_folder(&fstat(&found)?),
+        None => false,
+    })
+}
+
+/// Covers the mount point of a missing entry with an empty tmpfs that takes no writes. A file stays as it is: nothing can be put into it by its name.
 fn mount_missing(below: &Below, entry: &MountEntry, log: &mut MountLog) -> Result<()> {
+    if is_file_at(below, entry.mount_point())? {
+        return Ok(());
+    }
     let attributes = Attributes {
         read_only: true,
         no_suid: true,
