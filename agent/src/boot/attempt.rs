@@ -84,7 +84,7 @@ pub(super) fn attempt<T>(
         report.warn(oddity);
     }
     unlock_all(settings, &mut disks, report);
-    let cache = find_cache(stage, settings, &mut disks, report);
+    let cache = find_cache(stage, settings, &entries, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);
     if let Some(medium) = Medium::find(&stage.media(), settings, &mut disks, report) {
         acquire.add_medium(medium, report);
@@ -225,14 +225,14 @@ fn running_kernel(settings: &Settings) -> RunningKernel {
 }
 
 /// The cache on its disk. Without one, images live in RAM: said aloud, and the boot goes on.
-fn find_cache(stage: &Stage, settings: &Settings, disks: &mut Disks<'_>, report: &mut Report) -> Option<Cache> {
+fn find_cache(stage: &Stage, settings: &Settings, entries: &[MountEntry], disks: &mut Disks<'_>, report: &mut Report) -> Option<Cache> {
     if settings.cache.device.is_none() {
         log::info!("no cache.device is configured: images are kept in RAM");
         return None;
     }
     let mounted = stage.cache();
     let found = report.step("cache", |report| {
-        mount_cache(&mounted, settings, disks, report)?;
+        mount_cache(&mounted, settings, entries, disks, report)?;
         open_cache(&cache_folder(&mounted, settings))
     });
     let cache = match found {

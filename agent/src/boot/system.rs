@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow};
 use super::disks::{Disks, file_system_of};
 use super::{ROOT, Stage};
 use crate::foreign;
+use crate::handover::mountinfo::whole_mount;
 use crate::mode::Mode;
 use crate::mount::entry::{DeviceFs, FileSystemEntry, MountEntry, MountKind};
 use crate::mount::mount_log::MountLog;
@@ -167,16 +168,17 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_
     }
 }
 
-/// Whether the file system on a device is mounted already, as the cache's is where both are on one disk: it was checked then.
-fn is_mounted(number: (u32, u32)) -> bool {
-    let numbers = format!("{}:{}", number.0, number.1);
-    match std::fs::read_to_string(Path::new(ROOT).join("proc/self/mountinfo")) {
-        Ok(text) => text.lines().any(|line| line.split(' ').nth(2) == Some(numbers.as_str())),
+/// Where the file system of a device is mounted as a whole already, as the cache's is where both are on one disk. A btrfs, which has no number of a
+/// device, is mounted a second time: subvolumes are mounts of their own.
+fn mounted_at(number: (u32, u32)) -> Option<PathBuf> {
+    let text = match std::fs::read(Path::new(ROOT).join("proc/self/mountinfo")) {
+        Ok(text) => text,
         Err(error) => {
             log::warn!("looking what is mounted: {error}");
-            false
+            return None;
         }
-    }
+    };
+    whole_mount(&text, number)
 }
 
 fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> Result<FoundDevice> {
@@ -199,6 +201,7 @@ fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> R
             members => members.iter().map(|member| member.path.clone()).collect(),
         },
         // In systemd's stage 1 no entry of ours is on a disk.
-        check_by: (!entry.no_check() && !is_mounted(device.number)).then(|| PathBuf::from(ROOT)),
+        check_by: (!entry.no_check()).then(|| PathBuf::from(ROOT)),
+        mounted_at: mounted_at(device.number),
     })
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::fstat;
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstat, open};
 use serde::Serialize;
 
 use crate::mount::below::{Below, is_folder, is_mount_root};
@@ -35,6 +35,8 @@ pub struct FoundDevice {
     pub members: Vec<PathBuf>,
     /// The root below which the programs are that check it first; nothing: it is not checked.
     pub check_by: Option<PathBuf>,
+    /// Where it is mounted already, as the cache's disk is: it is bound from there, and not mounted or checked a second time.
+    pub mounted_at: Option<PathBuf>,
 }
 
 /// How an entry came out.
@@ -208,6 +210,14 @@ fn mount_disks(on_disks: Vec<OnDisk<'_>>) -> Result<BTreeMap<PathBuf, Result<Mou
 
 fn mount_disk(entry: &MountEntry, fs: DeviceFs, found: &FoundDevice, first: bool) -> Result<Mounted> {
     let fs = resolve_type(fs, found)?;
+    if let Some(at) = &found.mounted_at {
+        return Ok(Mounted {
+            mount: bind_whole(at, entry)?,
+            device: found.path.clone(),
+            fs,
+            checked: None,
+        });
+    }
     let checked = match &found.check_by {
         Some(root) if first => check(root, &found.path, fs, check::LIMIT).context("checking its file system")?,
         Some(_) | None => None,
@@ -356,6 +366,27 @@ fn look_for_systemds(below: &Below, inside: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A copy of the mount at `at`, for an entry on the same file system.
+fn bind_whole(at: &Path, entry: &MountEntry) -> Result<DetachedMount> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(at, flags, Mode::empty()).with_context(|| format!("opening {}", at.display()))?;
+    let read_only = rustix::fs::statvfs(at)
+        .with_context(|| format!("asking for the file system at {}", at.display()))?
+        .f_flag
+        .contains(StatVfsMountFlags::RDONLY);
+    if read_only && !entry.options().attributes.read_only {
+        bail!(
+            "it is on one file system with {}, which is mounted for reading only; a warning before this one says why",
+            at.display()
+        );
+    }
+    let mount = DetachedMount::clone_of(root.as_fd(), false, &at.display().to_string())?;
+    if entry.options().attributes != Attributes::default() {
+        mount.set_attributes(entry.options().attributes, false)?;
+    }
+    Ok(mount)
 }
 
 /// The type of an entry's file system: its own, or what the probe found.

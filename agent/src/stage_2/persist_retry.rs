@@ -137,6 +137,7 @@ fn mount(root: &Path, wanted: &[MountEntry], device: &BlockDevice, events: &mut 
                 members => members.iter().map(|member| member.path.clone()).collect(),
             },
             check_by: (!entry.no_check()).then(|| PathBuf::from("/")),
+            mounted_at: None,
         })
     };
     let mut log = MountLog::new();

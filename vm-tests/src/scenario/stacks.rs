@@ -29,7 +29,31 @@ pub const ALL: &[Scenario] = &[
         "cache and data on MD RAID1, which the agent assembles, and of which one lacks a disk",
         md,
     ),
+    Scenario::new(
+        "stack-shared",
+        "a cache in a folder of a data disk is one file system with it, checked and mounted once by the agent",
+        shared,
+    ),
 ];
+
+/// The filled cache disk is the data disk too.
+fn shared(trial: &Trial<'_>) -> Result<()> {
+    let disk = trial.filled_cache()?;
+    disk.overwrite("/made", b"made\n")?;
+    let booted = check(
+        trial,
+        "boot",
+        std::slice::from_ref(&disk),
+        "LABEL=CACHE",
+        "/dev/disk/by-id/virtio-disk0",
+        json!({}),
+    )?;
+    let checks = booted.report["checks"].as_array().map_or(0, Vec::len);
+    ensure!(checks == 1, "one file system was to be checked, once: {}", booted.report);
+    ensure!(disk.read("/more")? == b"more\n", "what was written to the data is not on the disk");
+    ensure!(disk.is_clean()?, "the disk needs a journal replay after a power-off");
+    Ok(())
+}
 
 const MEBIBYTES: u64 = 400;
 /// A workshop formats, copies 84 MB and powers off.
