@@ -89,6 +89,14 @@ in
       assertion = (entry.device == null) != (entry.source == null);
       message = ''boot.freshroot.persist."${name}": set either device (a disk) or source (a folder on one).'';
     }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: entry: {
+      assertion = !(fresh.isSymlink entry && cfg.mode == "systemd" && (config.system.etc.overlay.enable or false) && lib.hasPrefix "/etc/" entry.mountPoint);
+      message = ''boot.freshroot.persist."${name}": with system.etc.overlay what lies below /etc is mounted over it later: set how = "bind".'';
+    }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: entry: {
+      assertion = entry.how == "bind" || (entry.source != null && entry.services == [ ] && lib.elem entry.options [ [ ] [ "defaults" ] ]);
+      message = ''boot.freshroot.persist."${name}": how = "symlink" goes with source alone, and without options and services: name the entry of the disk in services' place.'';
+    }) cfg.internal.persist
     ++ map (entry: {
       assertion =
         !lib.elem entry.mountPoint (
@@ -124,30 +132,15 @@ in
           assertion = !(config.system.nixos-init.enable or false);
           message = ''system.nixos-init works from NixOS's own initrd: set system.nixos-init.enable = false, or boot.freshroot.mode = "systemd".'';
         }
-        {
-          assertion = config.boot.initrd.luks.devices == { };
-          message = ''boot.initrd.luks.devices is set, and there is no LUKS in standalone mode: set boot.freshroot.mode = "systemd".'';
-        }
       ]
       ++ map (entry: {
         assertion = lib.elem entry.fsType fresh.standaloneTypes;
         message = ''fileSystems."${entry.mountPoint}" is ${entry.fsType}, which the agent does not mount by itself: ${forSystemd}.'';
       }) disks
-      ++
-        map
-          (device: {
-            assertion = !lib.hasPrefix "/dev/mapper/" device;
-            message = "${device} is made by LVM or LUKS, which standalone mode has not: ${forSystemd}.";
-          })
-          (
-            lib.filter (device: device != null) (
-              map (entry: entry.device) disks
-              ++ [
-                cachePath
-                (settings.store.rwDevice or null)
-              ]
-            )
-          )
+      ++ lib.mapAttrsToList (name: entry: {
+        assertion = fresh.refusedLuksOptions entry == [ ];
+        message = ''boot.initrd.luks.devices."${name}": ${lib.concatStringsSep ", " (fresh.refusedLuksOptions entry)} is not known in standalone mode, which opens by a key file, a key on a device, or a passphrase: remove it, or set boot.freshroot.mode = "systemd".'';
+      }) config.boot.initrd.luks.devices
     );
   };
 }

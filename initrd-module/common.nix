@@ -51,7 +51,12 @@ in
             baseNameOf (toString config.boot.kernelPackages.kernel)
           );
           kernel.modules = if cfg.mode == "standalone" then cfg.internal.standaloneModules else null;
-          fileSystems = fresh.agentFileSystems cfg.internal.agents persist;
+          fileSystems = fresh.agentFileSystems cfg.internal.agents persist // fresh.symlinks persist;
+          luks =
+            if cfg.mode == "standalone" && config.boot.initrd.luks.devices != { } then
+              fresh.agentLuks config.boot.initrd.luks.devices
+            else
+              null;
         } cfg.settings;
         configFile = fresh.configJson cfg.internal.configuration;
       };
@@ -69,9 +74,10 @@ in
           ];
         };
       }
+      # A symlink is no file system: the agent alone knows of it.
       (lib.mapAttrs' (
         _: entry: lib.nameValuePair entry.mountPoint (fresh.persistFileSystem entry)
-      ) persist)
+      ) (lib.filterAttrs (_: entry: !fresh.isSymlink entry) persist))
     ];
 
     # The kernel and initrd are not installed anywhere: machines get them over the network, or from a medium.

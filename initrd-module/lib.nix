@@ -137,6 +137,7 @@ rec {
   computedNames = [
     "fileSystems"
     "kernel.storeName"
+    "luks"
   ];
 
   # In docs/settings.md, but of no use in an initrd that is to stay the same from generation to generation: these belong on command lines.
@@ -461,6 +462,29 @@ rec {
       }) (filter (entry: !(elem entry.mountPoint ([ "/" ] ++ ownMountPoints))) entries)
     );
 
+  isSymlink = entry: entry.source != null && entry.how or "bind" == "symlink";
+
+  # The symlinks of boot.freshroot.persist, as the agent's setting fileSystems has them.
+  symlinks =
+    persist:
+    listToAttrs (
+      map
+        (entry: {
+          name = entry.mountPoint;
+          value = withoutNull {
+            device = entry.source;
+            fsType = "symlink";
+            depends = if entry.depends == [ ] then null else entry.depends;
+            create = if entry.create == null then null else withoutNull entry.create;
+          };
+        })
+        (
+          filter isSymlink (
+            map (name: { mountPoint = name; } // persist.${name}) (attrNames persist)
+          )
+        )
+    );
+
   # Types for which there is nothing to check before the mount.
   unchecked = [
     "9p"
@@ -479,6 +503,100 @@ rec {
     "virtiofs"
     "zfs"
   ];
+
+  # --- Stacks of a standalone initrd ----------------------------------------------------------------------------------------------
+
+  # NixOS's boot.initrd.luks.devices as the agent's setting luks has them. A key file may be written as crypttab(5) has it, path:device.
+  agentLuks =
+    devices:
+    listToAttrs (
+      map (name: {
+        inherit name;
+        value =
+          let
+            entry = devices.${name};
+            key = entry.keyFile or null;
+            onDevice = if key == null then null else match "(/[^:]*):(.+)" key;
+          in
+          withoutNull {
+            inherit (entry) device;
+            keyFile = if onDevice == null then key else head onDevice;
+            keyFileDevice = if onDevice == null then null else head (tail onDevice);
+            keyFileOffset = entry.keyFileOffset or null;
+            keyFileSize = entry.keyFileSize or null;
+            keyFileTimeout = entry.keyFileTimeout or null;
+            allowDiscards = if entry.allowDiscards or false then true else null;
+            bypassWorkqueues = if entry.bypassWorkqueues or false then true else null;
+            fallbackToPassword = if entry.fallbackToPassword or false then true else null;
+          };
+      }) (attrNames devices)
+    );
+
+  # What an entry of boot.initrd.luks.devices says that the agent does not do, by the names of the options.
+  refusedLuksOptions =
+    entry:
+    filter (name: entry ? ${name} && !(elem entry.${name} [ null false "" [ ] ])) [
+      "crypttabExtraOpts"
+      "gpgCard"
+      "header"
+      "postOpenCommands"
+      "preOpenCommands"
+      "tryEmptyPassphrase"
+      "yubikey"
+    ]
+    ++ (
+      if
+        (entry.fido2 or { }).credential or null != null || (entry.fido2 or { }).credentials or [ ] != [ ]
+      then
+        [ "fido2" ]
+      else
+        [ ]
+    );
+
+  # Programs that put these devices together, by name → package, and the modules that they need. luks: names of mappings. lvm, md: asked for.
+  stacks =
+    {
+      devices,
+      luks ? [ ],
+      lvm ? false,
+      md ? false,
+    }:
+    let
+      mapped = filter (hasPrefix "/dev/mapper/") devices;
+      isVolume =
+        device:
+        let
+          parts = match "/dev/([^/]+)/[^/]+" device;
+        in
+        parts != null
+        && !(elem (head parts) [
+          "disk"
+          "mapper"
+          "md"
+        ]);
+      wantsLvm =
+        lvm
+        || filter (device: !(elem (removePrefix "/dev/mapper/" device) luks)) mapped != [ ]
+        || filter isVolume devices != [ ];
+      wantsMd = md || filter (device: match "/dev/md.*" device != null) devices != [ ];
+      when = wanted: value: if wanted then value else { };
+      listWhen = wanted: value: if wanted then value else [ ];
+    in
+    {
+      programs =
+        when (luks != [ ]) { cryptsetup = "cryptsetup"; }
+        // when wantsLvm { lvm = "lvm2"; }
+        // when wantsMd { mdadm = "mdadm"; };
+      modules =
+        listWhen (luks != [ ]) [ "dm_crypt" ]
+        ++ listWhen wantsLvm [ "dm_mod" ]
+        ++ listWhen wantsMd [
+          "raid0"
+          "raid1"
+          "raid10"
+          "raid456"
+        ];
+    };
 
   fstabEscape =
     replaceStrings
@@ -803,6 +921,39 @@ rec {
         Type = "oneshot";
         RemainAfterExit = true;
         ExecStart = "${agent} check-mount ${quoteArgument mountPoint}";
+      };
+    };
+
+  retryUnitName = mountPoint: "freshroot-persist-retry-${escapePath mountPoint}";
+
+  # Waits for a disk that was missing at the boot; then what needs it is started. It ends at once where nothing is missing.
+  retryUnit =
+    {
+      agent,
+      mountPoint,
+      services,
+    }:
+    {
+      description = "Mount ${mountPoint} when its disk comes";
+      documentation = [ "man:freshroot(8)" ];
+      after = [ "local-fs.target" ];
+      serviceConfig = {
+        # Nothing waits for it.
+        Type = "exec";
+        ExecStart = concatStringsSep " " (
+          map quoteArgument (
+            [
+              agent
+              "persist-retry"
+              mountPoint
+              "${checkUnitName mountPoint}.service"
+              "freshroot-persist-ok.target"
+            ]
+            ++ services
+          )
+        );
+        Restart = "on-failure";
+        RestartSec = "30s";
       };
     };
 

@@ -61,6 +61,14 @@ let
           example = "/state/ssh";
           description = "A folder on another persistent file system that is bound to the mount point.";
         };
+        how = mkOption {
+          type = types.enum [
+            "bind"
+            "symlink"
+          ];
+          default = "bind";
+          description = "How {option}`source` comes to the mount point. What a symlink leads to is made only where {option}`create` is set.";
+        };
         fsType = mkOption {
           type = types.str;
           default = "auto";
@@ -114,6 +122,41 @@ let
                   default = 0;
                   description = "Group id.";
                 };
+                kind = mkOption {
+                  type = types.nullOr (
+                    types.enum [
+                      "folder"
+                      "file"
+                    ]
+                  );
+                  default = null;
+                  description = "What it has to be, and is made as: a folder, or a file (`/etc/machine-id`). Null: a folder is made, unless the mount point is a file; what is there may be either.";
+                };
+                parents = mkOption {
+                  type = types.nullOr (
+                    types.submodule {
+                      options = {
+                        mode = mkOption {
+                          type = matching "octal mode" "0[0-7]{3}";
+                          default = "0755";
+                          description = "Mode, in octal digits.";
+                        };
+                        uid = mkOption {
+                          type = types.ints.unsigned;
+                          default = 0;
+                          description = "User id.";
+                        };
+                        gid = mkOption {
+                          type = types.ints.unsigned;
+                          default = 0;
+                          description = "Group id.";
+                        };
+                      };
+                    }
+                  );
+                  default = null;
+                  description = "Mode and owner of folders that have to be made above {option}`source` and the mount point. Null: 0755, root.";
+                };
               };
             }
           );
@@ -155,7 +198,7 @@ in
       default = "systemd";
       description = ''
         `systemd`: a unit of NixOS's systemd stage 1; systemd mounts disks, with LUKS, LVM and checks. `standalone`: an initrd of our own, with the agent
-        as the whole stage 1: the smallest thing that can boot a host over a slow link; no LUKS, no LVM.
+        as the whole stage 1: the smallest thing that can boot a host over a slow link. LUKS, LVM and MD by their own programs, which are put into the initrd where the configuration names such devices.
       '';
     };
 
@@ -417,6 +460,14 @@ in
         default = config.boot.initrd.prepend;
         defaultText = literalExpression "config.boot.initrd.prepend";
         description = "Archives in front of a standalone initrd: the processor's microcode.";
+      };
+      extraFiles = mkOption {
+        type = types.attrsOf types.path;
+        default = { };
+        example = literalExpression ''{ "/keys/disk" = "/var/keys/disk"; }'';
+        description = ''
+          More files of a standalone initrd, by their path there, such as a key of {option}`boot.initrd.luks.devices`. Whoever can fetch the initrd can read them.
+        '';
       };
       compressor = mkOption {
         type = types.str;

@@ -9,7 +9,13 @@ let
   cfg = config.boot.freshroot;
   fresh = cfg.lib;
   agent = "${cfg.package}/bin/freshroot";
-  guarded = lib.attrValues (lib.filterAttrs (_: entry: entry.services != [ ]) cfg.internal.persist);
+  guarded = lib.attrValues (
+    lib.filterAttrs (_: entry: entry.services != [ ] || entry.need == "degraded") cfg.internal.persist
+  );
+  # Disks whose absence a boot survives: they may come later.
+  late = lib.attrValues (
+    lib.filterAttrs (_: entry: entry.device != null && entry.need != "required") cfg.internal.persist
+  );
   # A unit in the list may be named with or without «.service».
   serviceName = lib.removeSuffix ".service";
 in
@@ -104,6 +110,21 @@ in
             }
           )
         ) guarded
+      ))
+      (lib.listToAttrs (
+        map (
+          entry:
+          lib.nameValuePair (fresh.retryUnitName entry.mountPoint) (
+            fresh.retryUnit {
+              inherit agent;
+              inherit (entry) mountPoint services;
+            }
+            // {
+              wantedBy = [ "multi-user.target" ];
+              restartIfChanged = false;
+            }
+          )
+        ) late
       ))
       (lib.mkMerge (
         lib.concatMap (

@@ -39,7 +39,23 @@ let
     ]
   );
   # Exactly what the configuration needs, by program.
-  tools = fresh.checkers checkedTypes;
+  tools = fresh.checkers checkedTypes // stacks.programs;
+  luks = config.boot.initrd.luks;
+  stacks = fresh.stacks {
+    devices = lib.filter (device: device != null) (
+      map (entry: entry.device) cfg.internal.neededForBoot
+      ++ lib.mapAttrsToList (_: entry: entry.device) luks.devices
+      ++ [
+        cacheDevice
+        (cfg.settings.store.rwDevice or null)
+      ]
+    );
+    luks = lib.attrNames luks.devices;
+    lvm = config.boot.initrd.services.lvm.enable or false;
+    md = config.boot.swraid.enable or false;
+  };
+  # Loaded at once: there is no program that the kernel could call for a cipher.
+  ciphers = lib.optionals (luks.devices != { }) (luks.cryptoModules or [ ]);
   checkedTypes = lib.unique (
     lib.optional (cacheDevice != null) cacheType
     ++ map (entry: entry.fsType) (lib.filter (entry: !(entry.noCheck or false)) cfg.internal.neededForBoot)
@@ -87,6 +103,8 @@ let
       ++ cfg.internal.configuration.kernel.modules
       ++ types
       ++ fatCodepages
+      ++ stacks.modules
+      ++ ciphers
     );
   };
   deviceNodes = pkgs.runCommand "freshroot-device-nodes.cpio" { preferLocalBuild = true; } ''
@@ -117,6 +135,7 @@ let
       source = "${lib.getBin pkgs.${package}}/bin/${program}";
       target = "/bin/${program}";
     }) tools
+    ++ lib.mapAttrsToList (target: source: { inherit source target; }) cfg.initrd.extraFiles
     ++ lib.optional cfg.internal.https {
       source = cfg.initrd.caBundle;
       target = "/etc/freshroot/ca-bundle.crt";
@@ -139,6 +158,7 @@ in
       ]
       ++ config.boot.initrd.kernelModules
       ++ types
+      ++ ciphers
     );
 
     system.build.freshroot.initrd = initrd;

@@ -35,6 +35,7 @@ pub mod report;
 mod run;
 pub mod select;
 pub mod settings;
+pub mod stack;
 pub mod stage_2;
 pub mod store_path;
 pub mod sys;

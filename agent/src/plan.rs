@@ -33,6 +33,7 @@ use crate::settings::row::Row;
 use crate::settings::table::{TABLE, by_name};
 use crate::settings::value::show_duration;
 use crate::settings::{Origin, Settings, Verify};
+use crate::stack::luks::{Key, LuksDevice};
 
 /// What boot would do.
 #[derive(Debug, Serialize)]
@@ -430,15 +431,30 @@ fn mounts(settings: &Settings, mode: Mode, entries: &[MountEntry]) -> Vec<String
         Some(device) => format!("{device} at {RW_STORE}"),
         None => format!("tmpfs at {RW_STORE} (size {})", settings.store.tmpfs_size),
     };
-    let mut mounts = vec![
+    let mut mounts = match mode {
+        Mode::Standalone => settings.luks.iter().map(unlocked).collect(),
+        Mode::Systemd => Vec::new(),
+    };
+    mounts.extend([
         root,
         format!("squashfs at {RO_STORE} (the image, read-only)"),
         rw_store,
         format!("overlay at {STORE}"),
         format!("symlink {TOPLEVEL_LINK} to the toplevel"),
-    ];
+    ]);
     mounts.extend(entries.iter().map(mount));
     mounts
+}
+
+fn unlocked((name, entry): (&String, &LuksDevice)) -> String {
+    let by = match entry.key() {
+        Some(Key::File(file)) => format!("by {}", file.display()),
+        Some(Key::OnDevice { device, file }) => format!("by {} on {device}", file.display()),
+        Some(Key::Device(device)) => format!("by {device}"),
+        None => "by its tokens".to_owned(),
+    };
+    let then = if entry.may_ask() { ", then a passphrase" } else { "" };
+    format!("LUKS on {} as /dev/mapper/{name} ({by}{then})", entry.device)
 }
 
 fn mount(entry: &MountEntry) -> String {
@@ -453,6 +469,7 @@ fn mount(entry: &MountEntry) -> String {
             }
         }
         MountKind::Systemds { fs_type } => format!("by systemd: {fs_type} on {}", entry.device().unwrap_or("nothing")),
+        MountKind::Symlink { source } => return format!("symlink {} to {}", entry.mount_point().display(), source.display()),
         MountKind::Bind { source, recursive: false } => format!("bind of {}", source.display()),
         MountKind::Bind { source, recursive: true } => format!("bind of {} and what is mounted below it", source.display()),
     };

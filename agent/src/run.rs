@@ -12,7 +12,7 @@ use log::LevelFilter;
 
 use crate::boot::cache_disk::cache_folder;
 use crate::boot::fail::INITRD_RELEASE;
-use crate::boot::system::entries;
+use crate::boot::system::{entries, file_systems};
 use crate::boot::ticker::Teller;
 use crate::boot::{CACHE, Stage};
 use crate::candidates::RunningKernel;
@@ -25,7 +25,9 @@ use crate::settings::Settings;
 use crate::stage_2::bless::bless;
 use crate::stage_2::check_mount::check_mount;
 use crate::stage_2::fetch::fetch;
+use crate::stage_2::persist_retry::{persist_retry, sentences, start};
 use crate::stage_2::report_text;
+use crate::uevent::Socket;
 
 /// Runs a command; gives the exit code of the process.
 ///
@@ -69,8 +71,25 @@ pub fn run(command: Command) -> Result<ExitCode> {
             check_mount(Path::new("/"), &path)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::PersistRetry { path, units } => {
+            crate::console::init_stderr(LevelFilter::Info);
+            retry(&path, &units)
+        }
         Command::TtyExec { tty, program } => match crate::failure::tty_exec(&tty, &program)? {},
     }
+}
+
+fn retry(path: &Path, units: &[String]) -> Result<ExitCode> {
+    let root = Path::new("/");
+    // Before the first look, so that no event falls in between.
+    let mut events = Socket::open_with_udev().context("following the kernel's events")?;
+    let outcomes = persist_retry(root, &file_systems(&Settings::read(root)?)?, path, &mut events)?;
+    if outcomes.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&(sentences(&outcomes).join("\n") + "\n"))?;
+    start(root, units)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn boot(mode: Mode, sysroot: PathBuf) -> Result<ExitCode> {

@@ -21,8 +21,8 @@ const MAX_LINE: usize = 800;
 const MAX_LINES: usize = 1000;
 /// So many of the last lines are part of an error.
 const TAIL_LINES: usize = 10;
-/// Where programs are, below the root.
-const FOLDERS: [&str; 4] = ["bin", "sbin", "usr/bin", "usr/sbin"];
+/// Where programs are, below the root: the last one in a running NixOS.
+const FOLDERS: [&str; 5] = ["bin", "sbin", "usr/bin", "usr/sbin", "run/current-system/sw/bin"];
 /// What every program is told: it finds its like here, and nobody but it makes nodes and links in `/dev`, since there is no udev.
 const ENVIRONMENT: [(&str, &str); 4] = [
     ("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),

@@ -133,6 +133,56 @@ fn a_folder_of_a_file_system_is_mounted_alone() {
 }
 
 #[test]
+fn what_is_mounted_already_is_bound_with_attributes_of_its_own_and_never_for_writing_where_it_is_read_only() {
+    let _alone = private_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::new(dir.path(), "disk", 16);
+    run("mkfs.ext4", &["-q", disk.name()]);
+    let cache = dir.path().join("cache");
+    fs::create_dir(&cache).unwrap();
+    let list = entries(
+        r#"[{"mountPoint": "/data", "device": "disk", "fsType": "ext4", "options": ["noexec"]},
+            {"mountPoint": "/below", "device": "disk", "fsType": "ext4", "options": ["X-mount.subdir=lost+found", "nofail"]}]"#,
+    );
+    let mut find = |_: &freshroot::mount::entry::MountEntry| {
+        Ok(FoundDevice {
+            path: disk.path().to_owned(),
+            mounted_at: Some(cache.clone()),
+            // It would fail on what is mounted.
+            check_by: Some("/".into()),
+            ..FoundDevice::default()
+        })
+    };
+    run("mount", &[disk.name(), cache.to_str().unwrap()]);
+    let sysroot = bare_root(dir.path());
+    let outcomes = persist::apply(&sysroot, &list, &mut find, &mut MountLog::new()).unwrap();
+    assert!(outcomes.iter().all(|entry| entry.outcome == Outcome::Mounted), "{outcomes:?}");
+    fs::write(sysroot.join("data/kept"), "").unwrap();
+    assert!(cache.join("kept").exists() && !sysroot.join("below/kept").exists());
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let line = |place: &Path| {
+        mounts
+            .lines()
+            .find(|line| line.contains(&format!(" {} ", place.display())))
+            .unwrap()
+            .to_owned()
+    };
+    assert!(
+        line(&sysroot.join("data")).contains("noexec") && !line(&cache).contains("noexec"),
+        "{mounts}"
+    );
+    run("umount", &["-R", sysroot.to_str().unwrap()]);
+    run("umount", &[cache.to_str().unwrap()]);
+
+    run("mount", &["-o", "ro", disk.name(), cache.to_str().unwrap()]);
+    let sysroot = bare_root(dir.path());
+    let error = persist::apply(&sysroot, &list, &mut find, &mut MountLog::new()).unwrap_err();
+    assert!(format!("{error:#}").contains("mounted for reading only"), "{error:#}");
+    run("umount", &["-R", sysroot.to_str().unwrap()]);
+    run("umount", &[cache.to_str().unwrap()]);
+}
+
+#[test]
 fn an_overlay_has_its_folders_on_entries_that_are_mounted_first() {
     let _alone = private_mounts();
     let dir = tempfile::tempdir().unwrap();

@@ -378,6 +378,82 @@ support.lines (
         "/lib"
       ]
     )
+    (
+      let
+        config = eval [
+          minimal
+          (freshroot {
+            persist."/state".device = "/dev/disk/by-label/state";
+            persist."/etc/machine-id" = {
+              source = "/state/machine-id";
+              create.kind = "file";
+            };
+            persist."/home/alice/.config" = {
+              source = "/state/alice/config";
+              how = "symlink";
+              create = {
+                mode = "0700";
+                uid = 1000;
+                parents.uid = 1000;
+              };
+            };
+          })
+        ];
+        told = (file config).fileSystems;
+      in
+      equal "files and symlinks are persisted, and the agent alone knows of symlinks"
+        {
+          kind = told."/etc/machine-id".create.kind;
+          link = told."/home/alice/.config";
+          inNixos = config.fileSystems ? "/home/alice/.config";
+        }
+        {
+          kind = "file";
+          link = {
+            device = "/state/alice/config";
+            fsType = "symlink";
+            create = {
+              mode = "0700";
+              uid = 1000;
+              gid = 0;
+              parents = {
+                mode = "0755";
+                uid = 1000;
+                gid = 0;
+              };
+            };
+          };
+          inNixos = false;
+        }
+    )
+    (
+      let
+        services =
+          (eval [
+            minimal
+            (freshroot {
+              persist."/var/lib/data" = {
+                device = "/dev/disk/by-label/data";
+                need = "degraded";
+                services = [ "data.service" ];
+              };
+              persist."/needed".device = "/dev/disk/by-label/needed";
+            })
+          ]).systemd.services;
+        retry = services.freshroot-persist-retry-var-lib-data;
+      in
+      equal "a disk that need not be there is waited for in the running system, and then what needs it is started"
+        {
+          tail = lib.last (lib.splitString "/bin/freshroot " retry.serviceConfig.ExecStart);
+          inherit (retry) wantedBy;
+          others = lib.filter (lib.hasInfix "retry") (lib.attrNames services);
+        }
+        {
+          tail = "persist-retry /var/lib/data freshroot-persist-var-lib-data.service freshroot-persist-ok.target data.service";
+          wantedBy = [ "multi-user.target" ];
+          others = [ "freshroot-persist-retry-var-lib-data" ];
+        }
+    )
     (equal "a standalone initrd holds the programs that check its disks, and no others"
       (lib.filter (lib.hasPrefix "/bin/") (
         map (one: one.target)
@@ -403,6 +479,68 @@ support.lines (
         "/bin/fsck.ext4"
         "/bin/fsck.vfat"
       ]
+    )
+    (
+      let
+        stacked = eval [
+          diskless
+          {
+            boot.initrd.luks = {
+              devices.crypt = {
+                device = "/dev/disk/by-partlabel/disk-main-luks";
+                keyFile = "/key:/dev/disk/by-label/STICK";
+                allowDiscards = true;
+              };
+              cryptoModules = [ "xts" ];
+            };
+          }
+          (freshroot {
+            initrd.extraFiles."/keys/other" = ./stubs.nix;
+            cache = {
+              device = "/dev/vg/cache";
+              fsType = "xfs";
+            };
+            persist."/data" = {
+              device = "/dev/mapper/crypt";
+              fsType = "xfs";
+            };
+            persist."/raid" = {
+              device = "/dev/md/data";
+              fsType = "xfs";
+            };
+          })
+        ];
+      in
+      equal "a standalone initrd holds the programs that put its disks together, and the agent is told"
+        {
+          files = lib.filter (target: lib.hasPrefix "/bin/" target || lib.hasPrefix "/keys/" target) (
+            map (one: one.target) stacked.system.build.freshroot.initrd.contents
+          );
+          modules = lib.all (module: lib.elem module stacked.boot.freshroot.internal.modulesClosure.rootModules) [
+            "dm_crypt"
+            "dm_mod"
+            "raid1"
+            "xts"
+          ];
+          loaded = lib.elem "xts" (file stacked).kernel.modules;
+          inherit (file stacked) luks;
+        }
+        {
+          files = [
+            "/bin/cryptsetup"
+            "/bin/lvm"
+            "/bin/mdadm"
+            "/keys/other"
+          ];
+          modules = true;
+          loaded = true;
+          luks.crypt = {
+            device = "/dev/disk/by-partlabel/disk-main-luks";
+            keyFile = "/key";
+            keyFileDevice = "/dev/disk/by-label/STICK";
+            allowDiscards = true;
+          };
+        }
     )
     (equal "a standalone initrd has a CA bundle where a URL begins with https"
       (map (one: one.target)
@@ -527,10 +665,15 @@ support.lines (
         persist."/x".device = "/dev/disk/by-partlabel/freshroot-cache";
       })
     ] "boot.freshroot.cache.options")
-    (refused "LUKS in standalone mode" [
+    (refused "LUKS by what standalone mode does not know" [
       diskless
-      { boot.initrd.luks.devices.x.device = "/dev/sda1"; }
-    ] "boot.freshroot.mode")
+      {
+        boot.initrd.luks.devices.x = {
+          device = "/dev/sda1";
+          yubikey.slot = 2;
+        };
+      }
+    ] "yubikey")
     (refused "ZFS in standalone mode" [
       diskless
       {
@@ -539,10 +682,6 @@ support.lines (
           fsType = "zfs";
         };
       }
-    ] "boot.freshroot.mode")
-    (refused "LVM in standalone mode" [
-      diskless
-      (freshroot { cache.device = "/dev/mapper/vg-cache"; })
     ] "boot.freshroot.mode")
     (refused "secrets in standalone mode" [
       diskless

@@ -43,6 +43,7 @@ in
         extraFirmwarePaths = list;
         includeDefaultModules = bool true;
         luks.devices = attrs;
+        luks.cryptoModules = list;
         services.lvm.enable = bool false;
         systemd = {
           enable = bool false;

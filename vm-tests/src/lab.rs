@@ -23,6 +23,8 @@ use crate::workspace::Workspace;
 pub const CHANNEL: &str = "demo";
 /// Label of the cache disk.
 pub const CACHE_LABEL: &str = "CACHE";
+/// The key of LUKS containers in the tests, which is no secret.
+pub const STACK_KEY: &str = "a key that is no secret\n";
 /// Room for two images of the demo system and a partial one.
 const CACHE_MEBIBYTES: u64 = 1024;
 const COPY_LIMIT: Duration = Duration::from_secs(120);
@@ -166,6 +168,16 @@ impl Lab {
             initrd = initrd.file(place, file, 0o644);
         }
         initrd.build(&self.kernel, &[initrd::MODULES, more].concat(), out)
+    }
+
+    /// An initrd of the agent with the programs and modules for LUKS, LVM, MD and checks that systemd's stage 1 has here.
+    pub fn initrd_with_tools(&self, config: &Value, out: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(config).context("writing the configuration")?;
+        Initrd::new()
+            .file("/init", &self.agent()?, 0o755)
+            .text("/etc/freshroot/config.json", &text, 0o644)
+            .text("/etc/keys/disks", STACK_KEY, 0o400)
+            .build_onto(&self.stage_1(stage_1::Flavour::Debian12)?, out)
     }
 
     /// An empty cache disk at `path`.

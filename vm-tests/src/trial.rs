@@ -130,6 +130,7 @@ impl<'a> Trial<'a> {
             files: Vec::new(),
             life: BOOT_LIFE,
             stage_1: None,
+            tools: false,
         }
     }
 }
@@ -149,6 +150,7 @@ pub struct Boot<'a> {
     files: Vec<(String, PathBuf)>,
     life: Duration,
     stage_1: Option<Stage1>,
+    tools: bool,
 }
 
 impl<'a> Boot<'a> {
@@ -167,6 +169,12 @@ impl<'a> Boot<'a> {
     /// Replaces the consoles.
     pub fn consoles(mut self, consoles: &str) -> Self {
         consoles.clone_into(&mut self.consoles);
+        self
+    }
+
+    /// Puts the programs for disks beside the agent, and nothing else of systemd's stage 1 is started.
+    pub fn with_tools(mut self) -> Self {
+        self.tools = true;
         self
     }
 
@@ -223,7 +231,7 @@ impl<'a> Boot<'a> {
         self
     }
 
-    /// Puts a file into the agent's initrd (not into systemd's).
+    /// Puts a file into the agent's initrd (not into systemd's, nor into one with tools).
     pub fn file(mut self, place: &str, file: &Path) -> Self {
         self.files.push((place.to_owned(), file.to_owned()));
         self
@@ -250,6 +258,7 @@ impl<'a> Boot<'a> {
         let initrd = self.trial.dir.join(format!("{name}-initrd"));
         let lab = self.trial.lab;
         match &self.stage_1 {
+            None if self.tools => lab.initrd_with_tools(&lab.config(&self.config)?, &initrd)?,
             None => lab.initrd_with(&lab.config(&self.config)?, &self.files, &[], &initrd)?,
             Some(stage_1) => {
                 let mut changes = Stage1::config();

@@ -11,6 +11,7 @@ use super::disks::Disks;
 use super::failing::keep_report;
 use super::medium::Medium;
 use super::system;
+use super::unlock::unlock_all;
 use super::{ROOT, Stage};
 use crate::cache::Cache;
 use crate::candidates::RunningKernel;
@@ -83,7 +84,8 @@ pub(super) fn attempt<T>(
     for oddity in oddities {
         report.warn(oddity);
     }
-    let cache = find_cache(stage, settings, &mut disks, report);
+    unlock_all(settings, &mut disks, report);
+    let cache = find_cache(stage, settings, &entries, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);
     // Nobody waits for a medium that is not needed; one that is there may still have a good copy of what is damaged.
     let medium_wait = if acquire.has_what_is_wanted() {
@@ -230,21 +232,25 @@ fn running_kernel(settings: &Settings) -> RunningKernel {
 }
 
 /// The cache on its disk. Without one, images live in RAM: said aloud, and the boot goes on.
-fn find_cache(stage: &Stage, settings: &Settings, disks: &mut Disks<'_>, report: &mut Report) -> Option<Cache> {
+fn find_cache(stage: &Stage, settings: &Settings, entries: &[MountEntry], disks: &mut Disks<'_>, report: &mut Report) -> Option<Cache> {
     if settings.cache.device.is_none() {
         log::info!("no cache.device is configured: images are kept in RAM");
         return None;
     }
     let mounted = stage.cache();
     let found = report.step("cache", |report| {
-        mount_cache(&mounted, settings, disks, report)?;
+        mount_cache(&mounted, settings, entries, disks, report)?;
         open_cache(&cache_folder(&mounted, settings))
     });
-    match found {
+    let cache = match found {
         Ok(cache) => Some(cache),
         Err(error) => {
             report.warn(format!("there is no cache: {error:#}"));
             None
         }
+    };
+    for warning in disks.take_warnings() {
+        report.warn(warning);
     }
+    cache
 }

@@ -8,9 +8,13 @@ use anyhow::{Context as _, Result};
 use super::ROOT;
 use super::disks::{Disks, file_system_of};
 use crate::cache::{Cache, atomic};
+use crate::device::observe::{BlockDevice, observe};
+use crate::device::probe::Kind;
+use crate::device::resolve::{Match, resolve};
 use crate::mode::Mode;
 use crate::mount::check::{self, check};
-use crate::mount::entry::DeviceFs;
+use crate::mount::entry::{DeviceFs, MountEntry, MountKind};
+use crate::mount::options::MountOptions;
 use crate::mount::{fs_context::FsError, options, system};
 use crate::report::Report;
 use crate::settings::Settings;
@@ -19,7 +23,7 @@ use crate::settings::Settings;
 ///
 /// # Errors
 /// If its file system is none that is mounted here, or the kernel refuses.
-pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>, report: &mut Report) -> Result<PathBuf> {
+pub fn mount_cache(at: &Path, settings: &Settings, entries: &[MountEntry], disks: &mut Disks<'_>, report: &mut Report) -> Result<PathBuf> {
     let cache = &settings.cache;
     let name = cache.device.as_ref().context("no cache.device is configured")?;
     let device = disks.find(name, cache.wait)?;
@@ -36,6 +40,16 @@ pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>, report
         )
     })?;
     let mut options = options::split(&cache.options)?;
+    if let Some(entry) = shared(&device, entries, disks) {
+        log::info!("the cache is on one file system with {entry}, whose options hold");
+        if options != *entry.options() && options != MountOptions::default() {
+            report.warn(format!(
+                "cache.options are left aside: the cache is on one file system with {}, which is mounted once, with its options; remove cache.options",
+                entry.mount_point().display()
+            ));
+        }
+        options = entry.options().clone();
+    }
     // In systemd's stage 1 systemd-fsck comes before the agent.
     if disks.mode() == Mode::Standalone {
         match check(Path::new(ROOT), &device.path, fs, check::LIMIT) {
@@ -64,6 +78,23 @@ pub fn mount_cache(at: &Path, settings: &Settings, disks: &mut Disks<'_>, report
     mounted.attach(at)?;
     log::info!("cache: {device} at {}", at.display());
     Ok(device.path)
+}
+
+/// The entry that is on the same file system as the cache. A btrfs is mounted for each of its subvolumes.
+fn shared<'a>(device: &BlockDevice, entries: &'a [MountEntry], disks: &Disks<'_>) -> Option<&'a MountEntry> {
+    if disks.mode() == Mode::Systemd || device.content.signature().is_some_and(|signature| signature.kind == Kind::Btrfs) {
+        return None;
+    }
+    let on_disks = entries.iter().filter(|entry| matches!(entry.kind(), MountKind::Device(_)));
+    let mut named = on_disks.filter_map(|entry| Some((entry, entry.device()?.parse().ok()?))).peekable();
+    named.peek()?;
+    let seen = observe(Path::new(ROOT)).unwrap_or_else(|error| {
+        log::warn!("looking whether something is on the cache's disk: {error}");
+        Vec::new()
+    });
+    named
+        .find(|(_, name)| matches!(resolve(name, &seen), Match::One(other) if other.number == device.number))
+        .map(|(entry, _)| entry)
 }
 
 fn is_read_only(error: &anyhow::Error) -> bool {

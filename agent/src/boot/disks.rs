@@ -13,14 +13,65 @@ use crate::device::observe::BlockDevice;
 use crate::kmod::{self, Loader, Options};
 use crate::mode::Mode;
 use crate::settings::Settings;
+use crate::stack::assemble::Assembler;
 use crate::uevent::Socket;
 
 /// What every boot needs, whatever the hardware.
 const ALWAYS: &[&str] = &["loop", "squashfs", "overlay"];
 /// vfat asks for these by itself, and there is no program that the kernel could call to load them.
 const VFAT: &[&str] = &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"];
+/// How long an array is waited for that lacks a member, before it is started without it; as long as under systemd (`mdadm-last-resort@.timer`).
+const ARRAY_WAIT: Duration = Duration::from_secs(30);
+/// How long what was started without a member may take to be there.
+const ARRAY_START: Duration = Duration::from_secs(5);
 /// How long a wait may be silent.
 const TELL_AFTER: Duration = Duration::from_secs(2);
+
+/// What is done while a device is waited for.
+struct Watch<'a> {
+    name: &'a str,
+    standalone: bool,
+    end: Instant,
+    told: Option<Instant>,
+    loader: &'a mut Loader,
+    assembler: Option<&'a mut Assembler>,
+}
+
+impl Watch<'_> {
+    fn take(&mut self, progress: Progress<'_>) {
+        match progress {
+            Progress::Event(_) | Progress::Overrun if !self.standalone => {}
+            Progress::Event(event) => {
+                if let Some(alias) = event.new_modalias() {
+                    self.loader.load_matching(alias);
+                }
+            }
+            Progress::Overrun => {
+                if let Err(error) = self.loader.coldplug() {
+                    log::warn!("looking for drivers anew: {error}");
+                }
+            }
+            Progress::Looked(seen) => {
+                if let Some(assembler) = &mut self.assembler {
+                    let mut load = |name: &str| {
+                        if let Err(error) = self.loader.load(name, "") {
+                            log::debug!("{error}");
+                        }
+                    };
+                    assembler.look(seen, &mut load);
+                }
+                if self.told.is_none_or(|told| told.elapsed() >= TELL_AFTER) {
+                    self.told = Some(Instant::now());
+                    log::info!(
+                        "waiting for {}, at most {} s",
+                        self.name,
+                        self.end.saturating_duration_since(Instant::now()).as_secs()
+                    );
+                }
+            }
+        }
+    }
+}
 
 /// Drivers and disks.
 #[derive(Debug)]
@@ -29,6 +80,8 @@ pub struct Disks<'a> {
     stage: &'a Stage,
     events: Socket,
     loader: Loader,
+    /// None where udev does it.
+    assembler: Option<Assembler>,
 }
 
 impl<'a> Disks<'a> {
@@ -49,6 +102,10 @@ impl<'a> Disks<'a> {
             stage,
             events,
             loader,
+            assembler: match stage.mode {
+                Mode::Standalone => Some(Assembler::new(root)),
+                Mode::Systemd => None,
+            },
         };
         let mut oddities = Vec::new();
         let configured = settings.kernel.modules.iter().map(|name| (name.as_str(), ""));
@@ -130,41 +187,60 @@ impl<'a> Disks<'a> {
         )
     }
 
-    /// Waits in one way or another, loading drivers meanwhile.
+    /// What was odd about the devices, once.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        self.assembler.as_mut().map(Assembler::take_warnings).unwrap_or_default()
+    }
+
+    /// Loads what opens LUKS containers. The ciphers are among the configured modules.
+    pub fn load_for_luks(&mut self) {
+        for name in ["dm_mod", "dm_crypt"] {
+            self.load(name);
+        }
+    }
+
+    /// Waits in one way or another, meanwhile loading drivers and putting volume groups and arrays together.
     fn wait<T>(
         &mut self,
         name: &str,
         started: Instant,
         limit: Duration,
-        how: impl FnOnce(&Path, Instant, &mut Socket, &mut dyn FnMut(Progress<'_>)) -> Result<T, FindError>,
+        mut how: impl FnMut(&Path, Instant, &mut Socket, &mut dyn FnMut(Progress<'_>)) -> Result<T, FindError>,
     ) -> Result<T> {
-        let mut told = started;
-        let (loader, root, stage) = (&mut self.loader, &self.root, self.stage);
-        let mut on_progress = |progress: Progress<'_>| match progress {
-            Progress::Event(_) | Progress::Overrun if stage.mode == Mode::Systemd => {}
-            Progress::Event(event) => {
-                if let Some(alias) = event.new_modalias() {
-                    loader.load_matching(alias);
-                }
+        let deadline = &self.stage.deadline;
+        let mut end = started + limit;
+        // An array that lacks a disk may be what is waited for: not all of the time is for that disk.
+        let arrays = self.assembler.as_ref().is_some_and(Assembler::has_arrays);
+        let mut until = if arrays { end.min(started + ARRAY_WAIT) } else { end };
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let mut watch = Watch {
+                name,
+                standalone: self.stage.mode == Mode::Standalone,
+                end,
+                told: None,
+                loader: &mut self.loader,
+                assembler: self.assembler.as_mut(),
+            };
+            let (root, events) = (&self.root, &mut self.events);
+            let error = match deadline.moved_within(left, || how(root, until, events, &mut |progress| watch.take(progress))) {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
+            let started_degraded = match (&error, &mut self.assembler) {
+                (FindError::NotFound { seen, .. }, Some(assembler)) => assembler.start_degraded(seen),
+                (FindError::NotFound { .. }, None)
+                | (FindError::Ambiguous { .. } | FindError::Unsupported { .. } | FindError::Fewer { .. } | FindError::Twice { .. }, _)
+                | (FindError::Io { .. }, _) => false,
+            };
+            let waits_on = matches!(error, FindError::NotFound { .. } | FindError::Fewer { .. });
+            if started_degraded {
+                end = end.max(Instant::now() + ARRAY_START);
+            } else if !waits_on || until >= end {
+                return Err(error.into());
             }
-            Progress::Overrun => {
-                if let Err(error) = loader.coldplug() {
-                    log::warn!("looking for drivers anew: {error}");
-                }
-            }
-            Progress::Looked(_) => {
-                if told == started || told.elapsed() >= TELL_AFTER {
-                    told = Instant::now();
-                    log::info!(
-                        "waiting for {name}, at most {} s",
-                        limit.saturating_sub(started.elapsed()).as_secs()
-                    );
-                }
-            }
-        };
-        let events = &mut self.events;
-        let wait = || how(root, started + limit, events, &mut on_progress);
-        Ok(stage.deadline.moved_within(limit, wait)?)
+            until = end;
+        }
     }
 
     /// Loads a module, or does without it: the kernel may have it built in, and what needs it says so.

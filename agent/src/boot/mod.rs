@@ -5,7 +5,7 @@
 //! | 1 | API file systems | `/run` of the sysroot, which systemd has mounted |
 //! | 2 | log, settings | the same |
 //! | 3 | drivers (from here on: `attempt`) | a file system's at most: the rest is udev's |
-//! | 4 | cache disk, medium | the same, below the sysroot's `/run` |
+//! | 4 | LUKS containers; cache disk, medium | without LUKS, which is systemd's; below the sysroot's `/run` |
 //! | 5 | decide, and act, until an image is ready (the network comes up here, if it must) | the same |
 //! | 6 | root, image, store, persistent mounts | image, store, binds; whether systemd's mounts are there |
 //! | 7 | report, hand-over | report; systemd switches root |
@@ -29,6 +29,7 @@ pub mod ram;
 pub mod standalone;
 pub mod system;
 pub mod ticker;
+mod unlock;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow};
 use super::disks::{Disks, file_system_of};
 use super::{ROOT, Stage};
 use crate::foreign;
+use crate::handover::mountinfo::whole_mount;
 use crate::mode::Mode;
 use crate::mount::entry::{DeviceFs, FileSystemEntry, MountEntry, MountKind};
 use crate::mount::mount_log::MountLog;
@@ -19,6 +20,7 @@ use crate::mount::size::TmpfsSize;
 use crate::mount::system::{self, RwStore};
 use crate::report::Report;
 use crate::settings::Settings;
+use crate::stack::records;
 use crate::store_path::StorePath;
 use crate::verify::BootImage;
 
@@ -30,6 +32,14 @@ const DEVICE_WAIT: Duration = Duration::from_secs(90);
 /// # Errors
 /// Names the entry, what is wrong with it, and the remedy.
 pub fn entries(settings: &Settings, mode: Mode) -> Result<Vec<MountEntry>> {
+    Ok(order(&file_systems(settings)?, mode)?)
+}
+
+/// The entries of `fileSystems` as they were written.
+///
+/// # Errors
+/// Names the entry and what cannot be read in it.
+pub fn file_systems(settings: &Settings) -> Result<Vec<FileSystemEntry>> {
     let mut entries = Vec::new();
     for (mount_point, object) in &settings.file_systems {
         let mut object = object.clone();
@@ -49,7 +59,7 @@ pub fn entries(settings: &Settings, mode: Mode) -> Result<Vec<MountEntry>> {
         );
         entries.push(entry);
     }
-    Ok(order(&entries, mode)?)
+    Ok(entries)
 }
 
 /// Why the store could not be mounted, by whose fault it is.
@@ -124,7 +134,11 @@ fn rw_store(settings: &Settings, disks: &mut Disks<'_>) -> Result<RwStore> {
 /// If a required one cannot be mounted.
 pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_>, log: &mut MountLog, report: &mut Report) -> Result<()> {
     let started = Instant::now();
-    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log)?;
+    let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log);
+    for warning in disks.take_warnings() {
+        report.warn(warning);
+    }
+    let outcomes = outcomes?;
     for EntryOutcome {
         mount_point,
         outcome,
@@ -144,21 +158,27 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_
         }
     }
     match stage.mode {
-        Mode::Standalone => system::make_standard_folders(&stage.sysroot),
+        Mode::Standalone => {
+            if let Err(error) = records::write(Path::new(ROOT)) {
+                report.warn(format!("the system's udev may wait for mapped devices: {error:#}"));
+            }
+            system::make_standard_folders(&stage.sysroot)
+        }
         Mode::Systemd => Ok(()),
     }
 }
 
-/// Whether the file system on a device is mounted already, as the cache's is where both are on one disk: it was checked then.
-fn is_mounted(number: (u32, u32)) -> bool {
-    let numbers = format!("{}:{}", number.0, number.1);
-    match std::fs::read_to_string(Path::new(ROOT).join("proc/self/mountinfo")) {
-        Ok(text) => text.lines().any(|line| line.split(' ').nth(2) == Some(numbers.as_str())),
+/// Where the file system of a device is mounted as a whole already, as the cache's is where both are on one disk. A btrfs, which has no number of a
+/// device, is mounted a second time: subvolumes are mounts of their own.
+fn mounted_at(number: (u32, u32)) -> Option<PathBuf> {
+    let text = match std::fs::read(Path::new(ROOT).join("proc/self/mountinfo")) {
+        Ok(text) => text,
         Err(error) => {
             log::warn!("looking what is mounted: {error}");
-            false
+            return None;
         }
-    }
+    };
+    whole_mount(&text, number)
 }
 
 fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> Result<FoundDevice> {
@@ -171,7 +191,7 @@ fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> R
     match entry.kind() {
         MountKind::Device(DeviceFs::Auto) => fs_type.iter().for_each(|name| disks.load_file_system(name)),
         MountKind::Device(fs) => disks.load_file_system(fs.name()),
-        MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Systemds { .. } => {}
+        MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Symlink { .. } | MountKind::Systemds { .. } => {}
     }
     Ok(FoundDevice {
         path: device.path,
@@ -181,6 +201,7 @@ fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> R
             members => members.iter().map(|member| member.path.clone()).collect(),
         },
         // In systemd's stage 1 no entry of ours is on a disk.
-        check_by: (!entry.no_check() && !is_mounted(device.number)).then(|| PathBuf::from(ROOT)),
+        check_by: (!entry.no_check()).then(|| PathBuf::from(ROOT)),
+        mounted_at: mounted_at(device.number),
     })
 }

@@ -114,6 +114,17 @@ Example:
   freshroot check-mount /var/lib/data && systemctl start data.service",
     },
     CommandHelp {
+        name: "persist-retry",
+        arguments: "PATH [UNIT…]",
+        summary: "wait for the disk of a persistent mount that was missing at boot, and mount it",
+        options: &[],
+        text: "If the stand-in freshroot-missing is at PATH, this waits for the disk, checks it, and mounts it over the stand-in, with what lies on it in fileSystems. Then
+systemd is told to start the units. If nothing is missing it ends at once. It waits as long as it is let; a unit of the NixOS module runs it.
+
+Example:
+  freshroot persist-retry /var/lib/data data.service",
+    },
+    CommandHelp {
         name: "help",
         arguments: "[COMMAND]",
         summary: "show this help, or that of a command",
@@ -130,7 +141,7 @@ pub fn help_text(about: Option<&CommandHelp>) -> String {
             "freshroot boots a system whose Nix store is one verified image, kept on a local disk.\n\nUsage: freshroot COMMAND\n\n"
                 .to_owned();
         for command in COMMANDS {
-            text += &format!("  {:<11} {}\n", command.name, command.summary);
+            text += &format!("  {:<13} {}\n", command.name, command.summary);
         }
         text += "\n  -h, --help      show this help; behind a command, its own\n  -V, --version   show the version\n";
         text += "\nExamples:\n  freshroot plan      what would a boot do now?\n  freshroot status    what did the last one do?\n";

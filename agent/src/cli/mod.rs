@@ -57,6 +57,13 @@ pub enum Command {
         /// Its mount point.
         path: PathBuf,
     },
+    /// Mount a disk that was missing at the boot when it comes.
+    PersistRetry {
+        /// Its mount point.
+        path: PathBuf,
+        /// Units that systemd is to start then.
+        units: Vec<String>,
+    },
     /// Carry the failure policy out, in systemd's stage 1.
     Fail {
         /// The unit that led here, if it is not that of the boot.
@@ -123,6 +130,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
         Some("status") => status(&mut parser),
         Some("fail") => fail(&mut parser),
         Some("check-mount") => check_mount(&mut parser),
+        Some("persist-retry") => persist_retry(&mut parser),
         Some("help") => help(&mut parser),
         Some("tty-exec") => tty_exec(&mut parser),
         Some(_) | None => Err(no_command(&name)),
@@ -250,6 +258,26 @@ fn check_mount(parser: &mut Parser) -> Result<Command, Usage> {
     match path {
         Some(path) => Ok(Command::CheckMount { path }),
         None => Err(Usage(format!("check-mount takes PATH; {}", see(about)))),
+    }
+}
+
+fn persist_retry(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("persist-retry");
+    let (mut path, mut units) = (None, Vec::new());
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            Value(value) if path.is_none() => path = Some(PathBuf::from(value)),
+            Value(value) => match value.into_string() {
+                Ok(unit) => units.push(unit),
+                Err(unit) => return Err(Usage(format!("«{}» is no unit; {}", unit.to_string_lossy(), see(about)))),
+            },
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) => return Err(unexpected(argument, about)),
+        }
+    }
+    match path {
+        Some(path) => Ok(Command::PersistRetry { path, units }),
+        None => Err(Usage(format!("persist-retry takes PATH, then UNITs; {}", see(about)))),
     }
 }
 

@@ -30,6 +30,7 @@ pub enum Match {
 /// | is a disk with partitions | no: one of its partitions has the name |
 /// | is a disk with partitions and holds an ISO 9660 image, as a stick does that one was written to | yes, unless one of its partitions has the name |
 /// | has a holder that carries the same signature (multipath, RAID 1) | no: the holder counts |
+/// | is a LUKS container that is open, and what is in it has the name too | no: what is in it counts |
 /// | carries signatures that exclude one another, one of that name | refused |
 /// | is one of several of a single btrfs | the first by name; [`members`] has all |
 ///
@@ -167,8 +168,12 @@ fn is_copied(device: &BlockDevice, named: &[&BlockDevice]) -> bool {
     })
 }
 
-/// Whether one of the partitions of `device` has the name too.
+/// Whether one of the partitions of `device` has the name too, or what was opened of the LUKS container on it.
 fn gives_way(device: &BlockDevice, named: &[&BlockDevice]) -> bool {
+    let is_container = device.content.signature().is_some_and(|signature| signature.kind == Kind::Luks);
+    if is_container && named.iter().any(|other| device.holders.contains(&other.name)) {
+        return true;
+    }
     let mut partitions = named.iter().filter_map(|other| other.partition.as_ref());
     device.partitioned && partitions.any(|partition| partition.disk == device.name)
 }
@@ -365,6 +370,23 @@ mod tests {
         assert_eq!(found("LABEL=cache", &devices), "conflict sda");
         assert_eq!(found("LABEL=else", &devices), "none");
         assert_eq!(found("/dev/sda", &devices), "sda");
+    }
+
+    #[test]
+    fn an_open_container_gives_way_to_what_is_in_it() {
+        let container = |holders: &[&str]| BlockDevice {
+            holders: holders.iter().map(|&name| name.to_owned()).collect(),
+            ..holding("sda", Kind::Luks, "data", "1")
+        };
+        assert_eq!(found("LABEL=data", &[container(&[])]), "sda");
+        assert_eq!(
+            found("LABEL=data", &[container(&["dm-0"]), holding("dm-0", Kind::Ext4, "data", "2")]),
+            "dm-0"
+        );
+        assert_eq!(
+            found("LABEL=data", &[container(&[]), holding("sdb", Kind::Ext4, "data", "2")]),
+            "ambiguous sda sdb"
+        );
     }
 
     #[test]

@@ -23,6 +23,17 @@ pub fn mounted_at(text: &[u8], point: &Path) -> Option<Mount> {
         .rfind(|mount| mount.point == point)
 }
 
+/// The first mount of all of the file system on the device of this number.
+pub fn whole_mount(text: &[u8], (major, minor): (u32, u32)) -> Option<PathBuf> {
+    let number = format!("{major}:{minor}");
+    text.split(|&byte| byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ').skip(2);
+        let whole = fields.next()? == number.as_bytes() && fields.next()? == b"/";
+        let point = path(fields.next()?);
+        whole.then_some(point)
+    })
+}
+
 /// A line: six fields, any number of optional ones, a hyphen, then type, source and options.
 fn mount(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
@@ -85,6 +96,14 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_found_where_all_of_it_is_mounted() {
+        let text = b"20 1 8:1 /folder /bound rw - ext4 /dev/sda1 rw\n21 1 8:1 / /run/a\\040b rw - ext4 /dev/sda1 rw\n22 1 8:11 / /c rw - xfs /dev/sdb rw\n";
+        assert_eq!(whole_mount(text, (8, 1)), Some("/run/a b".into()));
+        assert_eq!(whole_mount(text, (8, 11)), Some("/c".into()));
+        assert_eq!(whole_mount(text, (8, 2)), None);
+    }
 
     #[test]
     fn mount_points_are_unescaped_and_counted_once() {

@@ -72,6 +72,11 @@ impl Below {
 
     /// The folder `inside`, made where it is missing: the last part with `owner`, parents as root and 0755. What exists stays as it is.
     pub fn make_folder(&self, inside: &Path, owner: Ownership) -> Result<OwnedFd> {
+        self.make_folder_in(inside, owner, Ownership::ROOT)
+    }
+
+    /// As [`Below::make_folder`], with an owner and mode for the parents too.
+    pub fn make_folder_in(&self, inside: &Path, owner: Ownership, parents: Ownership) -> Result<OwnedFd> {
         let mut at = self
             .open_with(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
             .context("opening the new root")?;
@@ -94,7 +99,7 @@ impl Below {
             }
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let made = openat(&at, name, flags, Mode::empty()).with_context(|| format!("opening the new folder {}", shown.display()))?;
-            let owner = if names.peek().is_none() { owner } else { Ownership::ROOT };
+            let owner = if names.peek().is_none() { owner } else { parents };
             own(made.as_fd(), owner).with_context(|| format!("setting owner and mode of {}", shown.display()))?;
             at = made;
         }
@@ -103,6 +108,15 @@ impl Below {
 
     /// The file `inside`, made empty where it is missing: the target of a bind of a file.
     pub fn make_file(&self, inside: &Path) -> Result<OwnedFd> {
+        let owner = Ownership {
+            mode: 0o644,
+            ..Ownership::ROOT
+        };
+        self.make_file_in(inside, owner, Ownership::ROOT)
+    }
+
+    /// As [`Below::make_file`], with owner and mode for the file and for parents that are missing. What exists stays as it is.
+    pub fn make_file_in(&self, inside: &Path, owner: Ownership, parents: Ownership) -> Result<OwnedFd> {
         if let Some(found) = self.find(inside)? {
             if is_folder(&fstat(&found)?) {
                 bail!(
@@ -115,18 +129,28 @@ impl Below {
         let (Some(parent), Some(name)) = (inside.parent(), inside.file_name()) else {
             bail!("{} cannot be a file", inside.display());
         };
-        let parent = self.make_folder(parent, Ownership::ROOT)?;
+        let parent = self.make_folder_in(parent, parents, parents)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(&parent, name, flags, Mode::from_raw_mode(0o644))
-            .with_context(|| format!("making the file {}", self.shown(inside).display()))
+        let shown = self.shown(inside);
+        let made = match openat(&parent, name, flags, Mode::from_raw_mode(0o600)) {
+            Err(Errno::EXIST) => bail!("{} is a symlink to nothing: a file is needed here", shown.display()),
+            made => made.with_context(|| format!("making the file {}", shown.display()))?,
+        };
+        own(made.as_fd(), owner).with_context(|| format!("setting owner and mode of {}", shown.display()))?;
+        Ok(made)
     }
 
     /// Puts a symlink to `target` at `inside`, in place of one that is there.
     pub fn make_symlink(&self, target: &Path, inside: &Path) -> Result<()> {
+        self.make_symlink_in(target, inside, Ownership::ROOT)
+    }
+
+    /// As [`Below::make_symlink`], with owner and mode for parents that are missing.
+    pub fn make_symlink_in(&self, target: &Path, inside: &Path, parents: Ownership) -> Result<()> {
         let (Some(parent), Some(name)) = (inside.parent(), inside.file_name()) else {
             bail!("{} cannot be a symlink", inside.display());
         };
-        let folder = self.make_folder(parent, Ownership::ROOT)?;
+        let folder = self.make_folder_in(parent, parents, parents)?;
         let shown = self.shown(inside);
         match readlinkat(&folder, name, Vec::new()) {
             Ok(_) => unlinkat(&folder, name, AtFlags::empty()).with_context(|| format!("removing the old {}", shown.display()))?,

@@ -77,6 +77,57 @@ pub struct Create {
     /// Group id.
     #[serde(default)]
     pub gid: u32,
+    /// What is made; without it a folder is made, and what is there may be either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<SourceKind>,
+    /// Mode and owner of folders that have to be made above source and mount point; root and 0755 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parents: Option<Parents>,
+}
+
+/// What the source of a bind is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// A folder.
+    Folder,
+    /// A file; made, it is empty.
+    File,
+}
+
+/// Mode and owner of folders above a source or a mount point. Numbers only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Parents {
+    /// Octal digits, `0755` without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// User id.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group id.
+    #[serde(default)]
+    pub gid: u32,
+}
+
+/// How the source of a persisted path is made, validated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Creation {
+    /// What it has to be; none: a folder is made, and what is there may be either.
+    pub kind: Option<SourceKind>,
+    /// Mode and owner.
+    pub own: Ownership,
+    /// Those of folders above.
+    pub parents: Ownership,
+}
+
+impl Creation {
+    /// A folder of root's, for which nobody said anything.
+    const DEFAULT: Self = Self {
+        kind: None,
+        own: Ownership::ROOT,
+        parents: Ownership::ROOT,
+    };
 }
 
 /// Mode and owner, validated.
@@ -120,7 +171,15 @@ pub enum MountKind {
         /// With the mounts below it.
         recursive: bool,
     },
+    /// No mount, but a symlink to another folder or file of the system.
+    Symlink {
+        /// The target inside the system, absolute and clean.
+        source: PathBuf,
+    },
 }
+
+/// The type of an entry that is no mount but a symlink.
+pub const SYMLINK: &str = "symlink";
 
 /// The folders of an overlay, inside the system, absolute and clean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,7 +283,8 @@ pub struct MountEntry {
     depends: Vec<PathBuf>,
     need: Need,
     timeout: Option<Duration>,
-    create: Ownership,
+    create: Creation,
+    made: bool,
     no_check: bool,
 }
 
@@ -258,7 +318,7 @@ impl MountEntry {
         }
         let systemds = match mode {
             Mode::Standalone => false,
-            Mode::Systemd => !options::is_bind(&entry.options),
+            Mode::Systemd => !options::is_bind(&entry.options) && entry.fs_type != SYMLINK,
         };
         let options = if systemds {
             MountOptions {
@@ -301,10 +361,10 @@ impl MountEntry {
             Some(seconds) => Some(Duration::from_secs(u64::from(seconds))),
             None => options.device_timeout,
         };
-        if entry.create.is_some() && !matches!(kind, MountKind::Bind { .. }) {
-            return Err(refuse("«create» is for the source of a bind; leave it out".to_owned()));
+        if entry.create.is_some() && !matches!(kind, MountKind::Bind { .. } | MountKind::Symlink { .. }) {
+            return Err(refuse("«create» is for the source of a bind or a symlink; leave it out".to_owned()));
         }
-        let create = ownership(entry.create.as_ref()).map_err(refuse)?;
+        let create = creation(entry.create.as_ref()).map_err(refuse)?;
         Ok(Self {
             mount_point,
             device: entry.device.clone(),
@@ -314,6 +374,7 @@ impl MountEntry {
             need,
             timeout,
             create,
+            made: entry.create.is_some(),
             no_check: entry.no_check,
         })
     }
@@ -358,15 +419,20 @@ impl MountEntry {
         self.timeout
     }
 
-    /// Mode and owner of a bind's source that has to be made.
-    pub const fn create(&self) -> Ownership {
+    /// How the source of a bind or symlink is made that is not there.
+    pub const fn create(&self) -> Creation {
         self.create
+    }
+
+    /// Whether the entry says how its source is made.
+    pub const fn says_create(&self) -> bool {
+        self.made
     }
 
     /// The folders of the system that it is made of: the source of a bind, the layers of an overlay.
     pub fn sources(&self) -> Vec<&Path> {
         match &self.kind {
-            MountKind::Bind { source, .. } => vec![source],
+            MountKind::Bind { source, .. } | MountKind::Symlink { source } => vec![source],
             MountKind::Overlay(layers) => layers.folders().collect(),
             MountKind::Device(_) | MountKind::Tmpfs | MountKind::Systemds { .. } => Vec::new(),
         }
@@ -382,6 +448,7 @@ impl fmt::Display for MountEntry {
             MountKind::Overlay(_) => write!(f, "{} (overlay)", self.mount_point.display()),
             MountKind::Systemds { fs_type } => write!(f, "{} ({fs_type} on {device})", self.mount_point.display()),
             MountKind::Bind { source, .. } => write!(f, "{} (bind of {})", self.mount_point.display(), source.display()),
+            MountKind::Symlink { source } => write!(f, "{} (symlink to {})", self.mount_point.display(), source.display()),
         }
     }
 }
@@ -403,6 +470,18 @@ fn kind_of(entry: &FileSystemEntry, options: &MountOptions) -> Result<MountKind,
                 Bind::Single => false,
                 Bind::Recursive => true,
             },
+        });
+    }
+    if fs_type == SYMLINK {
+        if options::words(&entry.options)
+            .next()
+            .is_some_and(|word| word != "defaults" && word != "nofail")
+        {
+            return Err("a symlink has no options; leave them out".to_owned());
+        }
+        let source = entry.device.as_deref().ok_or("a symlink needs its target as «device»")?;
+        return Ok(MountKind::Symlink {
+            source: clean_path(source).map_err(|why| format!("the target «{source}» of the symlink {why}"))?,
         });
     }
     if options.subdir.is_some() && DeviceFs::of(fs_type).is_none() {
@@ -480,19 +559,31 @@ fn layers(options: &[FsOption]) -> Result<Layers, String> {
     Ok(Layers { lower, upper })
 }
 
-fn ownership(create: Option<&Create>) -> Result<Ownership, String> {
+fn creation(create: Option<&Create>) -> Result<Creation, String> {
     let Some(create) = create else {
-        return Ok(Ownership::ROOT);
+        return Ok(Creation::DEFAULT);
     };
-    let mode = match &create.mode {
-        None => Ownership::ROOT.mode,
+    let default = match create.kind {
+        Some(SourceKind::File) => 0o644,
+        Some(SourceKind::Folder) | None => Ownership::ROOT.mode,
+    };
+    let parents = match &create.parents {
+        Some(parents) => ownership(parents.mode.as_deref(), Ownership::ROOT.mode, parents.uid, parents.gid)?,
+        None => Ownership::ROOT,
+    };
+    Ok(Creation {
+        kind: create.kind,
+        own: ownership(create.mode.as_deref(), default, create.uid, create.gid)?,
+        parents,
+    })
+}
+
+fn ownership(mode: Option<&str>, default: u32, uid: u32, gid: u32) -> Result<Ownership, String> {
+    let mode = match mode {
+        None => default,
         Some(text) => options::parse_mode(text).ok_or_else(|| format!("the mode «{text}» is not written in octal digits, as «0750»"))?,
     };
-    Ok(Ownership {
-        mode,
-        uid: create.uid,
-        gid: create.gid,
-    })
+    Ok(Ownership { mode, uid, gid })
 }
 
 /// An absolute path without `//`, `.` and a slash at the end; `..` is refused, since it depends on what is mounted.
@@ -749,7 +840,7 @@ mod tests {
         );
         let bind = |create: &str| format!(r#"{{"mountPoint": "/a", "device": "/b", "options": ["bind"], "create": {create}}}"#);
         assert_eq!(
-            valid(&bind(r#"{"mode": "0700", "uid": 1}"#)).create(),
+            valid(&bind(r#"{"mode": "0700", "uid": 1}"#)).create().own,
             Ownership {
                 mode: 0o700,
                 uid: 1,

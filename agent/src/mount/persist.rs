@@ -8,12 +8,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::fstat;
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstat, open};
 use serde::Serialize;
 
 use crate::mount::below::{Below, is_folder, is_mount_root};
 use crate::mount::check::{self, Checked, check};
-use crate::mount::entry::{DeviceFs, Layers, MountEntry, MountKind, Need, Ownership};
+use crate::mount::entry::{Creation, DeviceFs, Layers, MountEntry, MountKind, Need, Ownership, SourceKind};
 use crate::mount::fs_context::{DetachedMount, FsContext};
 use crate::mount::mount_log::MountLog;
 use crate::mount::options::{Attributes, FsOption};
@@ -35,6 +35,8 @@ pub struct FoundDevice {
     pub members: Vec<PathBuf>,
     /// The root below which the programs are that check it first; nothing: it is not checked.
     pub check_by: Option<PathBuf>,
+    /// Where it is mounted already, as the cache's disk is: it is bound from there, and not mounted or checked a second time.
+    pub mounted_at: Option<PathBuf>,
 }
 
 /// How an entry came out.
@@ -208,6 +210,14 @@ fn mount_disks(on_disks: Vec<OnDisk<'_>>) -> Result<BTreeMap<PathBuf, Result<Mou
 
 fn mount_disk(entry: &MountEntry, fs: DeviceFs, found: &FoundDevice, first: bool) -> Result<Mounted> {
     let fs = resolve_type(fs, found)?;
+    if let Some(at) = &found.mounted_at {
+        return Ok(Mounted {
+            mount: bind_whole(at, entry)?,
+            device: found.path.clone(),
+            fs,
+            checked: None,
+        });
+    }
     let checked = match &found.check_by {
         Some(root) if first => check(root, &found.path, fs, check::LIMIT).context("checking its file system")?,
         Some(_) | None => None,
@@ -274,13 +284,27 @@ fn attach_entry(below: &Below, entry: &MountEntry, on_disk: Option<Result<Mounte
             if entry.options().attributes != Attributes::default() {
                 mount.set_attributes(entry.options().attributes, false)?;
             }
+            let parents = entry.create().parents;
             let target = if is_folder(&fstat(&from)?) {
                 let mode = entry.options().mkdir_mode.unwrap_or(Ownership::ROOT.mode);
-                below.make_folder(inside, Ownership { mode, ..Ownership::ROOT })?
+                below.make_folder_in(inside, Ownership { mode, ..Ownership::ROOT }, parents)?
             } else {
-                below.make_file(inside)?
+                let owner = Ownership {
+                    mode: 0o644,
+                    ..Ownership::ROOT
+                };
+                below.make_file_in(inside, owner, parents)?
             };
             system::attach_to(below, &mount, target.as_fd(), inside, &source.display().to_string(), "bind", log)
+        }
+        MountKind::Symlink { source } => {
+            // Where the disk is missing, the link leads to its stand-in, which takes no writes either.
+            if entry.says_create() && !matches!(places.nearest(source), Some((_, false))) {
+                bind_source(below, entry, source, places)?;
+            }
+            below.make_symlink_in(source, inside, entry.create().parents)?;
+            log::info!("{} is a symlink to {}", inside.display(), source.display());
+            Ok(())
         }
     }
 }
@@ -344,6 +368,27 @@ fn look_for_systemds(below: &Below, inside: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A copy of the mount at `at`, for an entry on the same file system.
+fn bind_whole(at: &Path, entry: &MountEntry) -> Result<DetachedMount> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(at, flags, Mode::empty()).with_context(|| format!("opening {}", at.display()))?;
+    let read_only = rustix::fs::statvfs(at)
+        .with_context(|| format!("asking for the file system at {}", at.display()))?
+        .f_flag
+        .contains(StatVfsMountFlags::RDONLY);
+    if read_only && !entry.options().attributes.read_only {
+        bail!(
+            "it is on one file system with {}, which is mounted for reading only; a warning before this one says why",
+            at.display()
+        );
+    }
+    let mount = DetachedMount::clone_of(root.as_fd(), false, &at.display().to_string())?;
+    if entry.options().attributes != Attributes::default() {
+        mount.set_attributes(entry.options().attributes, false)?;
+    }
+    Ok(mount)
+}
+
 /// The type of an entry's file system: its own, or what the probe found.
 fn resolve_type(fs: DeviceFs, found: &FoundDevice) -> Result<DeviceFs> {
     if fs != DeviceFs::Auto {
@@ -370,8 +415,19 @@ fn bind_source(below: &Below, entry: &MountEntry, source: &Path, places: &Places
     if let Some((place, false)) = nearest {
         bail!("its source lies below {}, which is missing", place.display());
     }
+    let Creation { kind, own, parents } = entry.create();
     if let Some(found) = below.find(source)? {
-        return Ok(found);
+        return match (kind, is_folder(&fstat(&found)?)) {
+            (Some(SourceKind::File), true) => bail!(
+                "its source {} is a folder, and «create» says that it is a file: correct the entry, or remove the folder",
+                source.display()
+            ),
+            (Some(SourceKind::Folder), false) => bail!(
+                "its source {} is no folder, and «create» says that it is one: correct the entry, or remove what is there",
+                source.display()
+            ),
+            (Some(SourceKind::File) | None, false) | (Some(SourceKind::Folder) | None, true) => Ok(found),
+        };
     }
     if nearest.is_none() {
         bail!(
@@ -381,11 +437,27 @@ fn bind_source(below: &Below, entry: &MountEntry, source: &Path, places: &Places
         );
     }
     log::info!("making {}, the source of {}", source.display(), entry.mount_point().display());
-    below.make_folder(source, entry.create())
+    match kind {
+        Some(SourceKind::File) => below.make_file_in(source, own, parents),
+        // What is there already says what it is to be.
+        None if is_file_at(below, entry.mount_point())? => below.make_file_in(source, Ownership { mode: 0o644, ..own }, parents),
+        Some(SourceKind::Folder) | None => below.make_folder_in(source, own, parents),
+    }
 }
 
-/// Covers the mount point of a missing entry with an empty tmpfs that takes no writes.
+/// Whether there is something else than a folder at `inside`.
+fn is_file_at(below: &Below, inside: &Path) -> Result<bool> {
+    Ok(match below.find(inside)? {
+        Some(found) => !is_folder(&fstat(&found)?),
+        None => false,
+    })
+}
+
+/// Covers the mount point of a missing entry with an empty tmpfs that takes no writes. A file stays as it is: nothing can be put into it by its name.
 fn mount_missing(below: &Below, entry: &MountEntry, log: &mut MountLog) -> Result<()> {
+    if is_file_at(below, entry.mount_point())? {
+        return Ok(());
+    }
     let attributes = Attributes {
         read_only: true,
         no_suid: true,

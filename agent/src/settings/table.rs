@@ -16,6 +16,7 @@ use super::validated::{FailureAction, NetworkBy, PolicyMode, Settings, Verify};
 use super::value::{cut, show_bytes, show_duration};
 use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
+use crate::stack::luks::LuksDevice;
 use crate::store_path::StorePath;
 
 /// A wait that may be nothing: look once.
@@ -470,6 +471,16 @@ pub static TABLE: &[Row] = &[
         about: "What is mounted besides the store, as NixOS's `fileSystems` says it.",
     },
     Row {
+        name: "luks",
+        kind: Objects {
+            form: "name → container",
+            put: put_luks,
+        },
+        guard: Never,
+        show: |s| s.luks.keys().cloned().collect::<Vec<_>>().join(" "),
+        about: "LUKS containers that are opened in standalone mode, as NixOS's `boot.initrd.luks.devices` says it.",
+    },
+    Row {
         name: "network.by",
         kind: Text {
             form: "`agent` or `system`",
@@ -709,6 +720,18 @@ fn put_file_systems(settings: &mut Settings, map: &serde_json::Map<String, serde
         }
     }
     settings.file_systems = map.iter().map(|(at, entry)| (at.clone(), entry.clone())).collect();
+    Ok(())
+}
+
+fn put_luks(settings: &mut Settings, map: &serde_json::Map<String, serde_json::Value>) -> Result<(), String> {
+    let mut devices = std::collections::BTreeMap::new();
+    for (name, object) in map {
+        let device: LuksDevice = serde_json::from_value(object.clone())
+            .map_err(|error| format!("«{}»: {}", cut(name), crate::foreign::sentence(&error.to_string())))?;
+        device.validate(name)?;
+        devices.insert(name.clone(), device);
+    }
+    settings.luks = devices;
     Ok(())
 }
 

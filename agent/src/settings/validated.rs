@@ -13,6 +13,7 @@ use log::LevelFilter;
 use crate::digest::Digest;
 use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
+use crate::stack::luks::LuksDevice;
 
 use super::value::Size;
 use crate::store_path::StorePath;
@@ -55,6 +56,8 @@ pub struct Settings {
     pub store: Store,
     /// Mount point → entry: what is mounted besides the store.
     pub file_systems: BTreeMap<String, FileSystemObject>,
+    /// Name below `/dev/mapper` → container that is opened in standalone mode.
+    pub luks: BTreeMap<String, LuksDevice>,
     /// The network, should it be needed.
     pub network: Network,
     /// Kernel modules, and which kernel this is.
@@ -398,6 +401,7 @@ impl Settings {
                 rw_device: None,
             },
             file_systems: BTreeMap::new(),
+            luks: BTreeMap::new(),
             network: Network {
                 by: NetworkBy::Agent,
                 interface: None,

@@ -3,6 +3,7 @@
 pub mod bless;
 pub mod check_mount;
 pub mod fetch;
+pub mod persist_retry;
 
 use std::fs;
 use std::io::{ErrorKind, Read as _};

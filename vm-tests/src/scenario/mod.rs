@@ -9,6 +9,7 @@ mod iso;
 mod kinds;
 mod memory;
 mod network;
+mod stacks;
 mod stage_2;
 mod systemd;
 mod trust;
@@ -103,6 +104,7 @@ pub fn all() -> Vec<Test> {
         cut::ALL,
         fallback::ALL,
         disks::ALL,
+        stacks::ALL,
         network::ALL,
         hostile::ALL,
         memory::ALL,

@@ -315,6 +315,7 @@ fn sound(entry: &MountEntry, mode: Mode) {
             assert_eq!(DeviceFs::of(kind.name()), Some(*kind));
         }
         MountKind::Bind { source, .. } => assert!(plain(source) && entry.options().file_system.is_empty()),
+        MountKind::Symlink { source } => assert!(plain(source)),
         MountKind::Tmpfs => assert_eq!(mode, Mode::Standalone),
         MountKind::Overlay(layers) => {
             assert!(mode == Mode::Standalone && !layers.lower.is_empty() && entry.sources().iter().all(|path| plain(path)));
@@ -322,7 +323,11 @@ fn sound(entry: &MountEntry, mode: Mode) {
         MountKind::Systemds { .. } => assert_eq!(mode, Mode::Systemd),
     }
     assert!(entry.timeout().is_none_or(|timeout| !timeout.is_zero()));
-    assert!(entry.create().mode <= 0o7777 && entry.options().mkdir_mode.is_none_or(|mode| mode <= 0o7777));
+    assert!(
+        entry.create().own.mode <= 0o7777
+            && entry.create().parents.mode <= 0o7777
+            && entry.options().mkdir_mode.is_none_or(|mode| mode <= 0o7777)
+    );
     assert!(
         !entry
             .options()
