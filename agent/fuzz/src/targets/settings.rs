@@ -217,6 +217,9 @@ fn module_options(parsed: &CommandLine) {
     }
 }
 
+/// Settings that a command line can never set.
+const FILE_ONLY: [&str; 4] = ["fileSystems", "luks", "kernel.storeName", "commandLineMay"];
+
 fn settings(input: &[u8]) {
     let settings = match Settings::from_sources(Some(("config.json", input)), b"") {
         Ok(settings) => settings,
@@ -229,22 +232,18 @@ fn settings(input: &[u8]) {
     settings.warnings.iter().for_each(told);
     usable(&settings);
     // What a row shows, a file and a command line can say: the same settings come of it.
-    let may = TABLE
-        .iter()
-        .map(|row| row.name)
-        .filter(|name| !["fileSystems", "kernel.storeName", "commandLineMay"].contains(name));
+    let may = TABLE.iter().map(|row| row.name).filter(|name| !FILE_ONLY.contains(name));
     let file = json!({
         "version": 1,
         "fileSystems": settings.file_systems,
+        "luks": settings.luks,
         "kernel": {"storeName": settings.kernel.store_name},
         "commandLineMay": may.collect::<Vec<_>>(),
     });
     let file = file.to_string().into_bytes();
     let words: Option<Vec<String>> = TABLE
         .iter()
-        .filter(|row| {
-            settings.origin(row.name) == Origin::File && !["fileSystems", "kernel.storeName", "commandLineMay"].contains(&row.name)
-        })
+        .filter(|row| settings.origin(row.name) == Origin::File && !FILE_ONLY.contains(&row.name))
         .map(|row| quote_param(&format!("freshroot.{}", row.kebab()), Some(&(row.show)(&settings))))
         .collect();
     // A quote in a text cannot be written on a command line.
