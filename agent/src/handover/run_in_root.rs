@@ -63,6 +63,62 @@ pub fn run_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], li
     }
 }
 
+/// How a program ended that was run here.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status; none where a signal ended it.
+    pub code: Option<i32>,
+    /// The same in words.
+    pub how: String,
+    /// The last lines of its output.
+    pub lines: Vec<String>,
+}
+
+/// Runs `program` in the agent's own root, with a plain environment and nothing on its standard input. Its output is logged line by line.
+///
+/// Errors: it cannot be started, or takes longer than `limit`; then it and its process group are killed.
+pub fn run_program(program: &Path, arguments: &[OsString], limit: Duration) -> Result<Ended> {
+    let deadline = Instant::now() + limit;
+    let (reader, writer) = std::io::pipe().context("making a pipe")?;
+    let errors = writer.try_clone().context("copying a pipe")?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs([("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"), ("LC_ALL", "C.UTF-8")])
+        .stdin(std::process::Stdio::null())
+        .stdout(writer)
+        .stderr(errors)
+        .process_group(0);
+    let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+    // Its ends of the pipe are those of the child alone.
+    drop(command);
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    let mut output = Output::new(name);
+    let status = wait(&mut child, OwnedFd::from(reader), deadline, &mut output);
+    output.finish();
+    match status.with_context(|| format!("waiting for {}", program.display())) {
+        Ok(Some(status)) => Ok(Ended {
+            code: status.code(),
+            how: ended(status),
+            lines: output.tail.into(),
+        }),
+        Ok(None) => {
+            kill(&mut child).with_context(|| format!("killing {}", program.display()))?;
+            bail!(
+                "{} did not end within {} s and was killed{}",
+                program.display(),
+                limit.as_secs(),
+                output.tail()
+            )
+        }
+        Err(error) => {
+            kill(&mut child).with_context(|| format!("killing {}", program.display()))?;
+            Err(error)
+        }
+    }
+}
+
 fn spawn_in_root(root: &Path, program: &Path, env: &[(OsString, OsString)], output: std::io::PipeWriter) -> Result<Child> {
     // Before the root changes: `Stdio::null()` would look for /dev/null in the new root.
     let input = std::fs::File::open("/dev/null").context("opening /dev/null")?;
