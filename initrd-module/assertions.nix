@@ -89,6 +89,10 @@ in
       assertion = (entry.device == null) != (entry.source == null);
       message = ''boot.freshroot.persist."${name}": set either device (a disk) or source (a folder on one).'';
     }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: disk: {
+      assertion = standalone || !(disk.prepare or false);
+      message = ''boot.freshroot.disks.${name}.prepare: in systemd mode disks are systemd's, and this one is not prepared. Set boot.freshroot.mode = "standalone" for the machine's first boot, or prepare = false.'';
+    }) (settings.disks or { })
     ++ map (entry: {
       assertion =
         !lib.elem entry.mountPoint (

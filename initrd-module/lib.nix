@@ -112,6 +112,7 @@ rec {
     "root.tmpfsSize"
     "store.tmpfsSize"
     "store.rwDevice"
+    "disks"
     "network.by"
     "network.interface"
     "network.dns"

@@ -79,15 +79,12 @@ impl Machine {
     fn plug(&self, id: &str, file: tempfile::NamedTempFile, options: &str) -> Disk {
         let device = run(&format!("losetup --find --show --partscan {options} {}", file.path().display()));
         self.link(id, &device);
-        Disk { file, device }
+        let record = self.record(&device);
+        Disk { file, device, record }
     }
 
     fn link(&self, id: &str, device: &str) {
         fs::write(self.record(device), format!("S:disk/by-id/{id}\n")).unwrap();
-    }
-
-    fn unlink(&self, device: &str) {
-        fs::remove_file(self.record(device)).unwrap();
     }
 
     /// Where udev keeps what it knows of a device.
@@ -130,6 +127,7 @@ impl Machine {
 struct Disk {
     file: tempfile::NamedTempFile,
     device: String,
+    record: PathBuf,
 }
 
 impl Disk {
@@ -151,6 +149,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        // The number may be another process' loop device in a moment.
+        fs::remove_file(&self.record).unwrap();
         let detached = Command::new("losetup").args(["--detach", &self.device]).status();
         assert!(
             detached.is_ok_and(|status| status.success()) || std::thread::panicking(),
@@ -501,9 +501,22 @@ fn a_blank_disk_is_prepared_as_the_dry_run_said_mounts_and_is_left_alone_from_th
         }
     }
     assert_prepared(&machine, &disk, &declared);
-    let before = disk.digest();
-    assert!(!machine.prepare(&declared, &mut |_| Ok(())).unwrap());
-    assert_eq!(disk.digest(), before);
+    // Also where a claim is left on it, be it ours, another's or damaged: it may have been used for years.
+    let claim = plan.steps.iter().find_map(|step| match step {
+        Step::Write(piece) if piece.what == "claim" => Some(piece.bytes.clone()),
+        Step::Write(_) | Step::Make(_) | Step::Flush | Step::Reread => None,
+    });
+    let claim = claim.unwrap();
+    let without_backup = |disk: &Disk| write(Path::new(&disk.device), 640 * MIB - 512, &[0; 512]);
+    let mut damaged = claim.clone();
+    damaged[100] ^= 1;
+    for claim in [vec![0; 512], damaged, claim] {
+        write(Path::new(&disk.device), 512 << 10, &claim);
+        without_backup(&disk);
+        let before = disk.digest();
+        assert!(!machine.prepare(&declared, &mut |_| Ok(())).unwrap());
+        assert_eq!(disk.digest(), before);
+    }
 }
 
 #[test]
@@ -526,6 +539,8 @@ fn a_preparation_that_is_cut_off_anywhere_is_gone_on_with_at_the_next_boot() {
         };
         let cut = machine.prepare(&declared, &mut until).unwrap_err();
         assert!(cut.to_string().contains("the power is cut"), "{cut:#}");
+        // A kernel that finds a table there shows its partitions at the next boot.
+        run(&format!("partx --update {} 2>&1 || true", disk.device));
         machine
             .prepare(&declared, &mut |_| Ok(()))
             .unwrap_or_else(|error| panic!("after {last} steps: {error:#}"));
@@ -666,7 +681,6 @@ fn a_blank_disk_that_is_not_as_declared_or_in_use_is_refused_and_stays_blank() {
         &format!("several disks have this name: {}", disk.device.clone().min(second.device.clone())),
     );
     refused(&declared, &second.device);
-    machine.unlink(&second.device);
     drop(second);
 
     let hold = File::options()
@@ -745,4 +759,58 @@ fn without_a_program_nothing_is_written_and_one_that_fails_leaves_no_table() {
     fs::remove_file(&program).unwrap();
     symlink("/usr/sbin/mkfs.ext4", &program).unwrap();
     assert!(machine.prepare(&one("program", None), &mut |_| Ok(())).unwrap());
+}
+
+#[test]
+fn the_program_prints_what_it_would_write_writes_it_when_asked_to_and_fails_where_a_disk_is_refused() {
+    let machine = Machine::new();
+    let disk = machine.blank("program", 64 * MIB);
+    let config = machine.path().join("config.json");
+    let disks = json!({"version": 1, "disks": {"main": one("program", None).source}});
+    fs::write(&config, disks.to_string()).unwrap();
+    let freshroot = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_freshroot"))
+            .args([
+                "prepare",
+                "--root",
+                machine.path().to_str().unwrap(),
+                "--config",
+                config.to_str().unwrap(),
+            ])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, _) = freshroot(&["--dry-run"]);
+    assert_eq!(code, Some(0));
+    for line in [
+        "  partition 1: disk-main-data, 65011712 bytes at 1048576, type 0fc63daf-8483-4772-8e79-3d69d8477de4, id ",
+        "  write  512 bytes at 524288: claim (sha256 ",
+        "  run    mkfs.ext4 -q -U ",
+        " -L data <65011712 bytes at 1048576: disk-main-data>",
+        "  write  512 bytes at 67108352: header of the backup GPT (sha256 ",
+        "  write  512 bytes at 0: protective MBR (sha256 ",
+    ] {
+        assert!(out.contains(line), "«{line}» is not in {out}");
+    }
+    assert_eq!(disk.digest(), blank_digest(64 * MIB));
+    let (code, out, errors) = freshroot(&[]);
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), "disks.main: was blank, and has been prepared\n"),
+        "{errors}"
+    );
+    assert_eq!(tag(&disk.nodes()[0], "TYPE"), "ext4");
+    assert_eq!(freshroot(&[]).1, "disks.main: has its partitions\n");
+    drop(disk);
+    let disk = machine.disk("program", 64 * MIB, |path| drop(run(&format!("mkfs.ext4 -q {}", path.display()))));
+    let before = disk.digest();
+    for arguments in [&["--dry-run"][..], &[]] {
+        let (code, out, errors) = freshroot(arguments);
+        assert_eq!((code, out.as_str()), (Some(1), ""));
+        assert!(errors.contains("is not prepared: it holds ext4"), "{errors}");
+    }
+    assert_eq!(disk.digest(), before);
 }

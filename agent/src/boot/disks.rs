@@ -13,7 +13,7 @@ use crate::device::observe::BlockDevice;
 use crate::kmod::{self, Loader, Options};
 use crate::mode::Mode;
 use crate::settings::Settings;
-use crate::uevent::Socket;
+use crate::uevent::{Received, Socket, Source as _};
 
 /// What every boot needs, whatever the hardware.
 const ALWAYS: &[&str] = &["loop", "squashfs", "overlay"];
@@ -110,6 +110,33 @@ impl<'a> Disks<'a> {
         let events = &mut self.events;
         let wait = || wait_for(root, &name, started + limit, events, &mut on_progress);
         Ok(stage.deadline.moved_within(limit, wait)?)
+    }
+
+    /// Waits until a block device came, changed or went, loading drivers meanwhile. False if nothing did until the deadline.
+    ///
+    /// # Errors
+    /// If the kernel's events cannot be followed.
+    pub fn wait_for_news(&mut self, deadline: Instant) -> Result<bool> {
+        loop {
+            match self.events.next(deadline).context("following the kernel's uevents")? {
+                Received::Event(event) => {
+                    if let Some(alias) = event.new_modalias().filter(|_| self.stage.mode == Mode::Standalone) {
+                        self.loader.load_matching(alias);
+                    }
+                    // A device that sends events without end is not to keep the boot waiting.
+                    if event.is_block_news() || Instant::now() >= deadline {
+                        return Ok(true);
+                    }
+                }
+                Received::Overrun => {
+                    if self.stage.mode == Mode::Standalone {
+                        self.loader.coldplug().context("looking for drivers anew")?;
+                    }
+                    return Ok(true);
+                }
+                Received::Deadline => return Ok(false),
+            }
+        }
     }
 
     /// Loads a module, or does without it: the kernel may have it built in, and what needs it says so.

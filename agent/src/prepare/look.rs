@@ -27,7 +27,7 @@ const NOT_BLANK: &str = "if nothing on it is needed, erase it by hand (blkdiscar
 /// What a person can do about a disk that is not there, or not as it is declared.
 const NOT_MEANT: &str = "correct the declaration, or set prepare = false";
 /// What a person can do about a disk that is in use or cannot be used.
-const NOT_FREE: &str = "end that use, or set prepare = false";
+const NOT_FREE: &str = "end that use or replace the disk, or set prepare = false";
 /// What a person can do about a preparation that cannot be gone on with.
 const NOT_OURS: &str = "if nothing on it is needed, erase its first MiB by hand (dd from /dev/zero); else set prepare = false";
 
@@ -145,6 +145,40 @@ pub struct Hold {
 /// # Errors
 /// [`Refusal`]: it is to be left alone.
 pub fn look(root: &Path, declared: &Declared, known: &Known, intent: Intent, seed: &Seed) -> Result<Looked, Refusal> {
+    let Known { disk, .. } = known;
+    let failed = |error: anyhow::Error| Refusal {
+        name: declared.name.clone(),
+        disk: known.shown(),
+        reasons: vec![format!("{error:#}")],
+        remedy: NOT_FREE,
+    };
+    let geometry = Geometry {
+        size: disk.size,
+        sector: sector(root, &disk.name).map_err(failed)?,
+    };
+    let first = first_look(root, declared, disk, geometry).map_err(failed)?;
+    if first.prepared && !first.claimed {
+        return Ok(Looked::Prepared);
+    }
+    match look_closely(root, declared, known, geometry, &first, intent, seed) {
+        // Somebody uses it, or it has changed since: only a claim was left on it.
+        Err(refusal) if first.prepared => {
+            log::info!("{} is prepared; a claim is left at {}: {refusal}", known.shown(), claim::OFFSET);
+            Ok(Looked::Prepared)
+        }
+        looked => looked,
+    }
+}
+
+fn look_closely(
+    root: &Path,
+    declared: &Declared,
+    known: &Known,
+    geometry: Geometry,
+    first: &FirstLook,
+    intent: Intent,
+    seed: &Seed,
+) -> Result<Looked, Refusal> {
     let refuse = |reasons: Vec<String>, remedy| Refusal {
         name: declared.name.clone(),
         disk: known.shown(),
@@ -153,14 +187,13 @@ pub fn look(root: &Path, declared: &Declared, known: &Known, intent: Intent, see
     };
     let failed = |error: anyhow::Error| refuse(vec![format!("{error:#}")], NOT_FREE);
     let disk = &known.disk;
-    let geometry = Geometry {
-        size: disk.size,
-        sector: sector(root, &disk.name).map_err(failed)?,
+    let mut uses = uses(root, disk).map_err(failed)?;
+    // Where only the claim is left to be erased, the kernel has seen the table.
+    let partitions = if first.claimed {
+        std::mem::take(&mut uses.partitions)
+    } else {
+        Vec::new()
     };
-    if is_prepared(root, declared, disk, geometry).map_err(failed)? {
-        return Ok(Looked::Prepared);
-    }
-    let uses = uses(root, disk).map_err(failed)?;
     let reasons = unfit(declared, disk, &uses);
     if !reasons.is_empty() {
         return Err(refuse(reasons, NOT_FREE));
@@ -191,6 +224,10 @@ pub fn look(root: &Path, declared: &Declared, known: &Known, intent: Intent, see
             seed = claim.seed;
             let seen = hold.claimed(claim).map_err(failed)?;
             hold.begun = begun(declared, geometry, &seen).map_err(|reason| refuse(vec![reason], NOT_OURS))?;
+            if hold.begun != Begun::Complete && !partitions.is_empty() {
+                let reason = format!("its preparation was interrupted, and it has partitions: {}", partitions.join(", "));
+                return Err(refuse(vec![reason], NOT_FREE));
+            }
         }
     }
     match preparation(declared, disk.path.clone(), known.shown(), geometry, &seed, hold.begun) {
@@ -212,7 +249,10 @@ impl Hold {
             remedy,
         };
         let failed = |error: anyhow::Error| refuse(vec![format!("{error:#}")], NOT_FREE);
-        let uses = uses(&self.root, &self.known.disk).map_err(failed)?;
+        let mut uses = uses(&self.root, &self.known.disk).map_err(failed)?;
+        if self.begun == Begun::Complete {
+            uses.partitions.clear();
+        }
         let mut reasons = unfit(&self.declared, &self.known.disk, &uses);
         if !reasons.is_empty() {
             return Err(refuse(reasons, NOT_FREE));
@@ -370,8 +410,16 @@ fn sector(root: &Path, name: &str) -> Result<u32> {
     text.trim().parse().with_context(|| format!("reading {}", path.display()))
 }
 
-/// Whether the disk has a GPT with all the declared labels. No claim, no hold: somebody may be using it, and nothing is to be done.
-fn is_prepared(root: &Path, declared: &Declared, disk: &BlockDevice, geometry: Geometry) -> Result<bool> {
+/// What a disk is at first sight.
+struct FirstLook {
+    /// It has a GPT with all the declared labels.
+    prepared: bool,
+    /// It has a claim, whole or not.
+    claimed: bool,
+}
+
+/// Looks without a hold: somebody may be using the disk, as it should be.
+fn first_look(root: &Path, declared: &Declared, disk: &BlockDevice, geometry: Geometry) -> Result<FirstLook> {
     let path = node(root, disk);
     let flags = OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = OpenOptions::new()
@@ -380,13 +428,15 @@ fn is_prepared(root: &Path, declared: &Declared, disk: &BlockDevice, geometry: G
         .open(&path)
         .with_context(|| format!("opening {}", path.display()))?;
     let table = table(&file, geometry.size, geometry.sector).with_context(|| format!("reading {}", path.display()))?;
-    let Some(Table::Gpt(entries)) = table else { return Ok(false) };
     let claim = read(&file, claim::OFFSET, claim::LENGTH).with_context(|| format!("reading {}", path.display()))?;
-    let all = declared
-        .partitions
-        .iter()
-        .all(|partition| entries.iter().any(|entry| entry.label.as_ref() == Some(&partition.label)));
-    Ok(all && claim::read(&claim) == claim::Found::Nothing)
+    let labels: Vec<String> = match table {
+        Some(Table::Gpt(entries)) => entries.into_iter().filter_map(|entry| entry.label).collect(),
+        Some(Table::Mbr(_)) | None => Vec::new(),
+    };
+    Ok(FirstLook {
+        prepared: declared.partitions.iter().all(|partition| labels.contains(&partition.label)),
+        claimed: claim::read(&claim) != claim::Found::Nothing,
+    })
 }
 
 /// Opens the disk so that nobody else can: with `O_EXCL` the kernel refuses where it, or a part of it, is mounted or held.

@@ -2,7 +2,7 @@
 //!
 //! | state of the disk | how it is told | what is done |
 //! |---|---|---|
-//! | prepared | its GPT has all the declared labels | nothing |
+//! | prepared | its GPT has all the declared labels, and no claim that is ours to erase | nothing |
 //! | blank | nothing but zeros (see [`super::blank`]) | claim, file systems, table, claim erased |
 //! | unfinished | a whole claim of this declaration and size; both ends hold zeros or what would be written, the places of partitions nothing known or what we make | the same, from the file systems on |
 //! | complete but for the claim | the same, and the whole table is there | claim erased |
@@ -242,6 +242,10 @@ pub fn begun(declared: &Declared, geometry: Geometry, seen: &Claimed) -> Result<
     if seen.head == head && seen.tail == tail {
         return Ok(Begun::Complete);
     }
+    // From here on somebody may have used what is there.
+    if seen.head.get(510..512) != Some(&[0, 0]) {
+        return Err("its preparation had come to its end, and its table is no longer whole".to_owned());
+    }
     for (index, (found, partition)) in seen.signatures.iter().zip(&declared.partitions).enumerate() {
         let own = partition
             .content
@@ -462,6 +466,9 @@ mod tests {
         let mut other = claimed.clone();
         other.claim.size += 512;
         assert!(begun(&declared(), GEOMETRY, &other).unwrap_err().contains("a copy, or was resized"));
+        let mut used = seen(&after(13)).unwrap();
+        used.tail.fill(0);
+        assert!(begun(&declared(), GEOMETRY, &used).unwrap_err().contains("no longer whole"));
         let mut other = claimed;
         other.claim.declaration = Digest::of(b"x");
         assert!(begun(&declared(), GEOMETRY, &other).unwrap_err().contains("another declaration"));

@@ -16,6 +16,7 @@ use super::validated::{FailureAction, NetworkBy, PolicyMode, Settings, Verify};
 use super::value::{cut, show_bytes, show_duration};
 use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
+use crate::prepare::declaration::{Declared, declared};
 use crate::store_path::StorePath;
 
 /// A wait that may be nothing: look once.
@@ -442,6 +443,16 @@ pub static TABLE: &[Row] = &[
         about: "What is mounted besides the store, as NixOS's `fileSystems` says it.",
     },
     Row {
+        name: "disks",
+        kind: Objects {
+            form: "name → declaration",
+            put: put_disks,
+        },
+        guard: Never,
+        show: |s| s.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(" "),
+        about: "Disks as disko declares them. With `prepare` in it, one that is blank is partitioned and gets its file systems: see [disks.md](disks.md).",
+    },
+    Row {
         name: "network.by",
         kind: Text {
             form: "`agent` or `system`",
@@ -681,6 +692,32 @@ fn put_file_systems(settings: &mut Settings, map: &serde_json::Map<String, serde
         }
     }
     settings.file_systems = map.iter().map(|(at, entry)| (at.clone(), entry.clone())).collect();
+    Ok(())
+}
+
+fn put_disks(settings: &mut Settings, map: &serde_json::Map<String, serde_json::Value>) -> Result<(), String> {
+    let mut disks: Vec<Declared> = Vec::with_capacity(map.len());
+    for (name, source) in map {
+        let disk = declared(name, source)?;
+        if let Some(other) = disks.iter().find(|other| other.device == disk.device) {
+            return Err(format!(
+                "{} and {} are both {}: declare each disk once",
+                other.name,
+                disk.name,
+                cut(&disk.device.to_string())
+            ));
+        }
+        let labels = disks.iter().flat_map(|other| &other.partitions).map(|partition| &partition.label);
+        if let Some(label) = labels.clone().find(|label| disk.partitions.iter().any(|own| own.label == **label)) {
+            return Err(format!(
+                "{}: the label «{}» is that of a partition of another disk: give it another one",
+                disk.name,
+                cut(label)
+            ));
+        }
+        disks.push(disk);
+    }
+    settings.disks = disks;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
 
 use super::value::Size;
+use crate::prepare::declaration::Declared;
 use crate::store_path::StorePath;
 
 /// A `fileSystems` entry as the file holds it: an object whose fields the mount code knows.
@@ -55,6 +56,8 @@ pub struct Settings {
     pub store: Store,
     /// Mount point → entry: what is mounted besides the store.
     pub file_systems: BTreeMap<String, FileSystemObject>,
+    /// Disks that are declared as disko declares them, for preparing blank ones.
+    pub disks: Vec<Declared>,
     /// The network, should it be needed.
     pub network: Network,
     /// Kernel modules, and which kernel this is.
@@ -389,6 +392,7 @@ impl Settings {
                 rw_device: None,
             },
             file_systems: BTreeMap::new(),
+            disks: Vec::new(),
             network: Network {
                 by: NetworkBy::Agent,
                 interface: None,

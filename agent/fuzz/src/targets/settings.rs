@@ -232,10 +232,13 @@ fn settings(input: &[u8]) {
     let may = TABLE
         .iter()
         .map(|row| row.name)
-        .filter(|name| !["fileSystems", "kernel.storeName", "commandLineMay"].contains(name));
+        .filter(|name| !["fileSystems", "disks", "kernel.storeName", "commandLineMay"].contains(name));
+    let disks = settings.disks.iter().map(|disk| (disk.name.clone(), disk.source.clone()));
+    let disks: serde_json::Map<_, _> = disks.collect();
     let file = json!({
         "version": 1,
         "fileSystems": settings.file_systems,
+        "disks": disks,
         "kernel": {"storeName": settings.kernel.store_name},
         "commandLineMay": may.collect::<Vec<_>>(),
     });
@@ -243,7 +246,7 @@ fn settings(input: &[u8]) {
     let words: Option<Vec<String>> = TABLE
         .iter()
         .filter(|row| {
-            settings.origin(row.name) == Origin::File && !["fileSystems", "kernel.storeName", "commandLineMay"].contains(&row.name)
+            settings.origin(row.name) == Origin::File && !["fileSystems", "disks", "kernel.storeName", "commandLineMay"].contains(&row.name)
         })
         .map(|row| quote_param(&format!("freshroot.{}", row.kebab()), Some(&(row.show)(&settings))))
         .collect();
