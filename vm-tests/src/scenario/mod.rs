@@ -9,6 +9,7 @@ mod iso;
 mod kinds;
 mod memory;
 mod network;
+mod prepare;
 mod stage_2;
 mod systemd;
 pub mod warm;
@@ -102,6 +103,7 @@ pub fn all() -> Vec<Test> {
         cut::ALL,
         fallback::ALL,
         disks::ALL,
+        prepare::ALL,
         network::ALL,
         hostile::ALL,
         memory::ALL,
