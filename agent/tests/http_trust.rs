@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod machine;
     pub mod server;
     #[allow(dead_code, reason = "shared with the tests of transfers")]
     pub mod world;
@@ -10,7 +11,7 @@ mod support {
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use freshroot::boot::acquire::Acquire;
@@ -21,22 +22,16 @@ use freshroot::digest::Digest;
 use freshroot::formats::answer::Answer;
 use freshroot::formats::envelope::Envelope;
 use freshroot::formats::key::SecretKey;
-use freshroot::formats::manifest::InitKind;
 use freshroot::formats::release::ChannelName;
 use freshroot::mode::Mode;
-use freshroot::report::{self, ChosenSystem, Outcome, Report, Source};
+use freshroot::report::Report;
 use freshroot::select::select;
 use freshroot::settings::Settings;
 use freshroot::stage_2::fetch::fetch;
 use freshroot::verify::BootImage;
+use support::machine::{self, digest};
 use support::server::{Ask, Reply, Server};
 use support::world::{CHUNK, World, key, open, release};
-
-const BOOT_ID: &str = "0b5e3c56-0000-4000-8000-000000000000";
-
-fn digest(world: &World) -> Digest {
-    Digest::of(world.manifest.as_bytes())
-}
 
 fn stable() -> ChannelName {
     "stable".parse().unwrap()
@@ -80,46 +75,20 @@ impl Channel {
     }
 }
 
-/// A running system with a cache.
+/// A running system whose initrd can be made anew.
 struct Machine {
-    root: tempfile::TempDir,
+    system: machine::Machine,
     url: String,
 }
 
 impl Machine {
     /// It was booted from `running`, which is in its cache.
     fn new(channel: &Channel, running: &World) -> Self {
-        let machine = Self {
-            root: tempfile::tempdir().unwrap(),
-            url: channel.server.url(),
-        };
-        machine.write("proc/sys/kernel/random/boot_id", format!("{BOOT_ID}\n").as_bytes());
-        machine.write("proc/sys/kernel/osrelease", b"6.6.1\n");
-        machine.write("proc/cmdline", b"quiet");
-        machine.trust(&[key()]);
-        let mut report = Report::new(BOOT_ID);
-        report.outcome = Outcome::Booted;
-        report.source = Some(Source::Cache);
-        report.system = Some(ChosenSystem {
-            toplevel: "/nix/store/0c5f2ghhl3xkk1zjyk0pb9a5r4v2mhc1-running".parse().unwrap(),
-            name: "default".to_owned(),
-            init_kind: InitKind::PrepareRoot,
-            manifest: digest(running),
-            image: running.image.sha256,
-            channel: None,
-            serial: None,
-            verified: true,
-            authority: "signature by test-1".to_owned(),
-        });
-        machine.write(report::PATH, &report.to_json().unwrap());
-        running.install(&open(&machine.cache()), 1);
-        machine
-    }
-
-    fn write(&self, path: &str, text: &[u8]) {
-        let path = self.root.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        let url = channel.server.url();
+        Self {
+            system: machine::Machine::new(&url, running, "quiet"),
+            url,
+        }
     }
 
     /// An initrd that trusts these keys.
@@ -130,33 +99,27 @@ impl Machine {
                 "policy": {{"mode": "offline", "fetchWait": "2s"}}, "transfer": {{"stall": "1s", "connect": "1s"}}}}"#,
             self.url
         );
-        self.write("etc/freshroot/config.json", config.as_bytes());
-    }
-
-    fn cache(&self) -> PathBuf {
-        let folder = self.root.path().join("run/freshroot/cache/freshroot");
-        fs::create_dir_all(&folder).unwrap();
-        folder
+        self.system.write("etc/freshroot/config.json", config.as_bytes());
     }
 
     fn fetch(&self) -> Result<String, String> {
-        fetch(self.root.path(), Teller::Nobody, None).map_err(|error| format!("{error:#}"))
+        self.system.fetch()
     }
 
     fn fetch_anew(&self) -> Result<String, String> {
-        fetch(self.root.path(), Teller::Nobody, Some(stable())).map_err(|error| format!("{error:#}"))
+        fetch(self.system.root.path(), Teller::Nobody, Some(stable())).map_err(|error| format!("{error:#}"))
     }
 
     /// What boots with the server off.
     fn boots(&self) -> Result<Digest, String> {
-        let settings = Settings::read(self.root.path()).unwrap();
+        let settings = Settings::read(self.system.root.path()).unwrap();
         let (wanted, _) = select(&settings, Mode::Standalone).unwrap();
         let kernel = RunningKernel {
             release: "6.6.1".to_owned(),
             store_name: None,
         };
         let mut report = Report::new("test");
-        let cache = open(&self.cache());
+        let cache = open(&self.system.cache());
         let mut acquire = Acquire::new(Path::new("/"), &settings, &wanted, kernel, Some(cache), &mut report);
         let acquired = acquire.next(&mut report).map_err(|failure| failure.what)?;
         assert!(matches!(acquired.image, BootImage::Verified(_)));
@@ -164,11 +127,11 @@ impl Machine {
     }
 
     fn serial(&self) -> u64 {
-        read_state(&self.cache()).0.serial(&stable())
+        read_state(&self.system.cache()).0.serial(&stable())
     }
 
     fn forget(&self, world: &World) {
-        let cache = open(&self.cache());
+        let cache = open(&self.system.cache());
         cache.remove_generation(digest(world), Some(world.image.sha256)).unwrap();
     }
 }
@@ -194,10 +157,10 @@ fn a_generation_that_is_lost_does_not_lower_the_floor() {
         "what was accepted once boots whatever the floor is"
     );
     // Without the state the envelopes hold the floor, and without both nothing can.
-    fs::write(machine.cache().join("state.json"), "{\"version\": 1, \"chan").unwrap();
+    fs::write(machine.system.cache().join("state.json"), "{\"version\": 1, \"chan").unwrap();
     machine.fetch().unwrap();
     assert_eq!((machine.serial(), machine.boots()), (2, Ok(digest(&two))));
-    fs::remove_file(machine.cache().join("state.json")).unwrap();
+    fs::remove_file(machine.system.cache().join("state.json")).unwrap();
     channel.publish(&one, signed(&one, 1, &[key()]));
     assert!(machine.fetch().unwrap_err().contains("has accepted 2 already"));
 }
@@ -212,7 +175,7 @@ fn a_mistaken_serial_is_recovered_from_and_does_not_come_back() {
     assert_eq!(machine.boots(), Ok(digest(&mistaken)));
     channel.publish(&two, signed(&two, 2, &[key()]));
     assert!(machine.fetch().unwrap_err().contains("has accepted 9000 already"));
-    let other = fetch(machine.root.path(), Teller::Nobody, "testing".parse().ok());
+    let other = fetch(machine.system.root.path(), Teller::Nobody, "testing".parse().ok());
     assert!(format!("{:#}", other.unwrap_err()).contains("is stable, not testing"));
     let said = machine.fetch_anew().unwrap();
     assert!(said.ends_with("it boots next"), "{said}");
@@ -237,9 +200,9 @@ fn the_same_image_under_a_lower_serial_takes_the_place_of_the_mistaken_release()
     let before = channel.server.sent();
     assert!(machine.fetch_anew().unwrap().ends_with("it boots next"));
     assert!(channel.server.sent() - before < CHUNK, "the image is there");
-    let (state, _) = read_state(&machine.cache());
+    let (state, _) = read_state(&machine.system.cache());
     assert_eq!((state.serial(&stable()), machine.boots()), (2, Ok(digest(&two))));
-    fs::remove_file(machine.cache().join("state.json")).unwrap();
+    fs::remove_file(machine.system.cache().join("state.json")).unwrap();
     assert!(machine.fetch().is_ok(), "nothing is left that says 9000");
 }
 
