@@ -497,21 +497,25 @@ fn row_15_redirects_without_an_end_and_to_other_schemes_are_refused_at_once() {
     }
 }
 
-#[test]
-fn row_15_a_redirect_from_https_to_plain_http_is_refused_by_name() {
-    let plain = honest();
-    let place = format!("{}/channels/stable.json", plain.url());
-    let secure = Secure::new(None, move |_| Reply::new(302, b"").header("Location", &place));
-    let options = Options {
+/// Trusts the authority of the tests, whatever this machine trusts.
+fn trusting() -> Options {
+    Options {
         tls: TlsOptions {
             ca_file: Some(tls_file("authority.pem")),
             ..TlsOptions::default()
         },
         ..Options::new(LIMITS)
-    };
+    }
+}
+
+#[test]
+fn row_15_a_redirect_from_https_to_plain_http_is_refused_by_name() {
+    let plain = honest();
+    let place = format!("{}/channels/stable.json", plain.url());
+    let secure = Secure::new(None, move |_| Reply::new(302, b"").header("Location", &place));
     let bench = Bench {
         mirrors: vec![secure.url()],
-        ..Bench::by(vec![], options)
+        ..Bench::by(vec![], trusting())
     };
     bench.assert_fails("from https to plain http", 0);
     assert!(bench.ask().unwrap_err().contains("from https to plain http"));
@@ -523,7 +527,8 @@ fn row_15_a_plain_server_that_redirects_to_https_is_an_error_and_no_panic() {
     // It takes connections and says nothing: what matters is what the client does before the handshake.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let place = format!("https://{}/", silent.local_addr().unwrap());
-    let bench = Bench::new(move |_, _| Reply::new(302, b"").header("Location", &place));
+    let server = Server::new(move |_| Reply::new(302, b"").header("Location", &place));
+    let bench = Bench::by(vec![server], trusting());
     let url = format!("{}/x", bench.mirrors[0]);
     let request = Request {
         url: &url,
