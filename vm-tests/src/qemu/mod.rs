@@ -5,6 +5,7 @@ pub mod console;
 pub mod qmp;
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -320,7 +321,7 @@ fn place(order: Option<u32>) -> String {
     order.map_or_else(String::new, |order| format!(",bootindex={order}"))
 }
 
-/// Starts QEMU with `arguments` and the first serial port on its standard output.
+/// Starts QEMU with `arguments` and the first serial port on its standard input and output.
 ///
 /// It dies with the thread that calls this (`setpriv --pdeathsig`), so that no harness that was killed leaves machines behind.
 fn spawn(namespace: Option<&Path>, arguments: &[String], log: &Path) -> Result<Child> {
@@ -329,7 +330,7 @@ fn spawn(namespace: Option<&Path>, arguments: &[String], log: &Path) -> Result<C
         .args(["-machine", "pc", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .args(["-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"])
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(errors)
         .spawn()
@@ -367,6 +368,14 @@ impl Vm {
     pub fn wait_for(&mut self, texts: &[&str]) -> Result<String> {
         let left = self.left();
         self.console.wait_for(texts, left)
+    }
+
+    /// Types on the first serial port.
+    pub fn press(&mut self, keys: &str) -> Result<()> {
+        let line = self.child.stdin.as_mut().context("QEMU has no standard input")?;
+        line.write_all(keys.as_bytes())
+            .and_then(|()| line.flush())
+            .context("typing on the serial port")
     }
 
     /// Waits until the machine has powered off or rebooted (which ends it too).

@@ -3,17 +3,23 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 
 use super::Scenario;
 use crate::qemu::Nic;
 use crate::system::Spec;
-use crate::trial::{Booted, Trial};
+use crate::trial::{Booted, Trial, cache_content, must_power_off};
 
 /// The tests of this file.
 pub const ALL: &[Scenario] = &[
     Scenario::new("carrier-late", "a link that comes up after 20 s is waited for", late_carrier),
     Scenario::new("carrier-second", "of two network cards the one with a carrier is used", second_card),
     Scenario::new("ipv6-only", "a network with router advertisements and no IPv4 is enough", ipv6_only),
+    Scenario::new(
+        "countdown-key",
+        "a key on the serial console takes the cached system instead of a long download",
+        pressed_key,
+    ),
     Scenario::new("consoles", "every console gets the messages", consoles),
     Scenario::new(
         "console-none",
@@ -21,6 +27,30 @@ pub const ALL: &[Scenario] = &[
         no_console,
     ),
 ];
+
+fn pressed_key(trial: &Trial<'_>) -> Result<()> {
+    let server = trial.serve(&trial.lab.served(2)?)?;
+    let disk = trial.filled_cache()?;
+    let before = cache_content(&disk)?;
+    let mut vm = trial
+        .boot()
+        .config(json!({ "policy": { "countdown": "60s" } }))
+        .disk(&disk)
+        .server(server.address().port())
+        .words("demo.then=poweroff")
+        .start("boot")?;
+    vm.wait_for(&["press c for the cached system"])?;
+    vm.press("c")?;
+    let booted = Booted::read(&mut vm)?;
+    must_power_off(&mut vm)?;
+    ensure!(
+        booted.generation()? == 1 && booted.text("/source") == "cache" && booted.text("/decision/rule") == "key-pressed",
+        "report: {}",
+        booted.report
+    );
+    ensure!(cache_content(&disk)? == before, "images or generations have changed");
+    Ok(())
+}
 
 fn late_carrier(trial: &Trial<'_>) -> Result<()> {
     let server = trial.serve(&trial.lab.served(1)?)?;
