@@ -1,5 +1,5 @@
-//! What each type of disko's library comes to in standalone mode: its layouts, as NixOS flattens them (`fileSystems`), on real disks with real partition tables,
-//! found by the names that disko gives them. Each entry is mounted, or refused or missed by name; the table is in the output. What needs the device mapper
+//! What types of disko's library come to in standalone mode: layouts that are usual for them, as NixOS flattens them (`fileSystems`), on real disks with real partition
+//! tables, found by the names that disko gives them. Each entry is mounted, or refused or missed by name; the table is in the output. What needs the device mapper
 //! or MD is in the boots (`stack-…`), since few kernels of build machines have them. As root, in a mount name space of its own; needs losetup and sfdisk.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
