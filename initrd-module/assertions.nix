@@ -97,6 +97,10 @@ in
       assertion = entry.how == "bind" || (entry.source != null && entry.services == [ ] && lib.elem entry.options [ [ ] [ "defaults" ] ]);
       message = ''boot.freshroot.persist."${name}": how = "symlink" goes with source alone, and without options and services: name the entry of the disk in services' place.'';
     }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: disk: {
+      assertion = standalone || !(disk.prepare or false);
+      message = ''boot.freshroot.disks.${name}.prepare: in systemd mode disks are systemd's, and this one is not prepared. Set boot.freshroot.mode = "standalone" for the machine's first boot, or prepare = false.'';
+    }) (settings.disks or { })
     ++ map (entry: {
       assertion =
         !lib.elem entry.mountPoint (

@@ -115,6 +115,7 @@ rec {
     "root.tmpfsSize"
     "store.tmpfsSize"
     "store.rwDevice"
+    "disks"
     "network.by"
     "network.interface"
     "network.dns"

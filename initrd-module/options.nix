@@ -171,6 +171,58 @@ let
         };
       };
     };
+
+  # A disk, as disko's trees declare it, cut down to what the agent prepares.
+  diskEntry = {
+    options = {
+      device = mkOption {
+        type = matching "/dev/disk/by-id/…, /dev/disk/by-path/…, serial=… or wwn=…" "/dev/disk/by-(id|path)/[^/]+|serial=.+|wwn=.+";
+        example = "/dev/disk/by-id/nvme-eui.0025388b710116a1";
+        description = "The disk, by a name that stays with it or with its place.";
+      };
+      size = {
+        min = mkOption {
+          type = bytes;
+          example = "900G";
+          description = "The least size that it may have.";
+        };
+        max = mkOption {
+          type = bytes;
+          example = "1100G";
+          description = "The largest. A disk of another size is another disk, and refused.";
+        };
+      };
+      prepare = mkEnableOption "partitioning it, and making its file systems, where it is blank";
+      blankCheck = mkOption {
+        type = types.nullOr (
+          types.enum [
+            "sampled"
+            "full"
+          ]
+        );
+        default = null;
+        description = "How a blank disk is told: by both ends, the places of superblocks and 4096 samples, or by reading all of it. Null: `full` up to 64 GiB, `sampled` above.";
+      };
+      removable = mkEnableOption "preparing it although it is a stick or a card";
+      partitions = mkOption {
+        type = types.nonEmptyListOf (types.attrsOf types.anything);
+        example = [
+          {
+            name = "state";
+            size = "100%";
+            content = {
+              type = "filesystem";
+              format = "ext4";
+            };
+          }
+        ];
+        description = ''
+          Its partitions, in their order: `name`, `size` (`100%` for the last one), and optionally `label` (default: disko's `disk-<name>-<partition>`), `type` (`EF00`, `8300` and the like, or a GUID)
+          and `content`: `{ type = "filesystem"; format = "ext4"; }` (or `xfs`, `btrfs`, `vfat`), `{ type = "btrfs"; subvolumes = [ … ]; }` or `{ type = "swap"; }`, each with `label` and `extraArgs`.
+        '';
+      };
+    };
+  };
 in
 {
   options.boot.freshroot = {
@@ -326,6 +378,29 @@ in
     store = {
       tmpfsSize = setting size "50%" "Size of the tmpfs that takes writes to `/nix/store`.";
       rwDevice = setting device "the tmpfs" "A disk that takes writes to `/nix/store`.";
+    };
+
+    disks = setting (types.attrsOf (types.submodule diskEntry)) "none" ''
+      Disks that the agent prepares where they are blank, in standalone mode, before anything is mounted. What is on them is mounted by {option}`boot.freshroot.persist`. A disk that is not blank is never written to.
+    '' // {
+      example = {
+        main = {
+          device = "/dev/disk/by-id/nvme-eui.0025388b710116a1";
+          size.min = "900G";
+          size.max = "1100G";
+          prepare = true;
+          partitions = [
+            {
+              name = "state";
+              size = "100%";
+              content = {
+                type = "filesystem";
+                format = "ext4";
+              };
+            }
+          ];
+        };
+      };
     };
 
     network = {

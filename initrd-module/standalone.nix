@@ -25,6 +25,49 @@ let
       );
   cacheDevice = cfg.settings.cache.device or null;
   cacheType = cfg.settings.cache.fsType or "auto";
+  # What is made on disks that are to be prepared, and by which programs: no other initrd has them.
+  prepared = lib.filter (disk: disk.prepare or false) (
+    lib.attrValues (cfg.internal.configuration.disks or { })
+  );
+  formats = lib.unique (
+    lib.concatMap (
+      disk:
+      map (
+        partition:
+        partition.content.format
+          or (if partition.content.type == "filesystem" then "" else partition.content.type)
+      ) (lib.filter (partition: partition.content or null != null) disk.partitions)
+    ) prepared
+  );
+  makers = {
+    ext4 = {
+      package = pkgs.e2fsprogs;
+      program = "mkfs.ext4";
+    };
+    xfs = {
+      package = pkgs.xfsprogs;
+      program = "mkfs.xfs";
+    };
+    btrfs = {
+      package = pkgs.btrfs-progs;
+      program = "mkfs.btrfs";
+    };
+    vfat = {
+      package = pkgs.dosfstools;
+      program = "mkfs.vfat";
+    };
+    swap = {
+      package = pkgs.util-linux;
+      program = "mkswap";
+    };
+  };
+  programs =
+    map (format: makers.${format}) (lib.filter (format: makers ? ${format}) formats)
+    # The second probe, which must find nothing either.
+    ++ lib.optional (prepared != [ ]) {
+      package = pkgs.util-linux;
+      program = "blkid";
+    };
   # «auto» is found out on the machine: then all that the agent mounts must be there.
   anyType =
     (cacheDevice != null && cacheType == "auto")
@@ -105,6 +148,8 @@ let
       ++ fatCodepages
       ++ stacks.modules
       ++ ciphers
+      # Subvolumes are made by the kernel.
+      ++ lib.optional (lib.elem "btrfs" formats) "btrfs"
     );
   };
   deviceNodes = pkgs.runCommand "freshroot-device-nodes.cpio" { preferLocalBuild = true; } ''
@@ -136,6 +181,13 @@ let
       target = "/bin/${program}";
     }) tools
     ++ lib.mapAttrsToList (target: source: { inherit source target; }) cfg.initrd.extraFiles
+    ++ map (
+      { package, program }:
+      {
+        source = "${lib.getBin package}/bin/${program}";
+        target = "/bin/${program}";
+      }
+    ) programs
     ++ lib.optional cfg.internal.https {
       source = cfg.initrd.caBundle;
       target = "/etc/freshroot/ca-bundle.crt";
@@ -148,6 +200,7 @@ in
     boot.initrd.enable = lib.mkDefault false;
 
     boot.freshroot.internal.modulesClosure = modules;
+    boot.freshroot.internal.preparePrograms = map ({ program, ... }: program) programs;
     boot.freshroot.internal.standaloneModules = lib.unique (
       [
         "loop"

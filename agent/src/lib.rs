@@ -30,6 +30,7 @@ pub mod mode;
 pub mod mount;
 pub mod net;
 pub mod plan;
+pub mod prepare;
 pub mod publish;
 pub mod report;
 mod run;

@@ -28,10 +28,11 @@ use crate::http::Budget;
 use crate::mode::Mode;
 use crate::mount::entry::{MountEntry, MountKind, Need};
 use crate::mount::system::{RO_STORE, RW_STORE, STORE, TOPLEVEL_LINK};
+use crate::prepare::declaration::Declared;
 use crate::select::{Target, Wanted, select};
 use crate::settings::row::Row;
 use crate::settings::table::{TABLE, by_name};
-use crate::settings::value::show_duration;
+use crate::settings::value::{show_bytes, show_duration};
 use crate::settings::{Origin, Settings, Verify};
 use crate::stack::luks::{Key, LuksDevice};
 
@@ -54,6 +55,9 @@ pub struct Plan {
     generations: Vec<Seen>,
     /// Mounts in order, as they follow once an image is ready.
     mounts: Vec<String>,
+    /// Disks that are prepared where they are blank.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<String>,
     /// Settings that are not at their default.
     settings: Vec<Set>,
     /// What is odd.
@@ -248,6 +252,12 @@ pub fn plan(
         cache: kept_in(settings, cache.is_some()),
         generations: situation.candidates.iter().map(seen).collect(),
         mounts: mounts(settings, mode, entries),
+        disks: settings
+            .disks
+            .iter()
+            .filter(|disk| disk.prepare)
+            .map(|one| disk(one, mode))
+            .collect(),
         settings: TABLE
             .iter()
             .filter(|row| settings.origin(row.name) != Origin::Default)
@@ -457,6 +467,27 @@ fn unlocked((name, entry): (&String, &LuksDevice)) -> String {
     format!("LUKS on {} as /dev/mapper/{name} ({by}{then})", entry.device)
 }
 
+/// What is declared of a disk. What is on it is not looked at here.
+fn disk(declared: &Declared, mode: Mode) -> String {
+    let partitions = declared.partitions.iter().map(|partition| {
+        let size = partition.size.map_or_else(|| "what is left".to_owned(), show_bytes);
+        let content = partition.content.as_ref().map_or("nothing", |content| content.format.name());
+        format!("{} ({size}, {content})", partition.label)
+    });
+    let what = format!(
+        "{}: {}, {} to {}, if blank: {}",
+        declared.name,
+        declared.device,
+        show_bytes(declared.min),
+        show_bytes(declared.max),
+        partitions.collect::<Vec<_>>().join(", ")
+    );
+    match mode {
+        Mode::Standalone => what,
+        Mode::Systemd => format!("{what}; not in systemd's stage 1: run «freshroot prepare» before it is needed"),
+    }
+}
+
 fn mount(entry: &MountEntry) -> String {
     let what = match entry.kind() {
         MountKind::Device(fs) => format!("{} on {}", fs.name(), entry.device().unwrap_or_default()),
@@ -551,6 +582,10 @@ impl fmt::Display for Plan {
         for (number, mount) in self.mounts.iter().enumerate() {
             let title = if number == 0 { "mounts:" } else { "" };
             writeln!(f, "{title:<11}{mount}")?;
+        }
+        for (number, disk) in self.disks.iter().enumerate() {
+            let title = if number == 0 { "prepares:" } else { "" };
+            writeln!(f, "{title:<11}{disk}")?;
         }
         for (number, Set { name, value, origin }) in self.settings.iter().enumerate() {
             let title = if number == 0 { "settings:" } else { "" };

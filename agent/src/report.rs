@@ -132,6 +132,42 @@ pub struct NetworkReport {
     pub name_servers: Vec<String>,
 }
 
+/// What became of a declared disk that is to be prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskOutcome {
+    /// It was blank, and has been prepared.
+    Prepared,
+    /// It has its partitions already.
+    Unchanged,
+    /// It is to be left alone, and nothing was written.
+    Refused,
+    /// Something went wrong; the next boot goes on with what was begun.
+    Failed,
+}
+
+impl std::fmt::Display for DiskOutcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Prepared => "was blank, and has been prepared",
+            Self::Unchanged => "has its partitions",
+            Self::Refused => "left alone, see the warning",
+            Self::Failed => "not prepared, see the warning",
+        })
+    }
+}
+
+/// A declared disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// Its name in the configuration.
+    pub name: String,
+    /// What became of it.
+    pub outcome: DiskOutcome,
+    /// Why.
+    pub detail: Option<String>,
+}
+
 /// A report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -169,6 +205,9 @@ pub struct Report {
     pub failures_before: u32,
     /// The network.
     pub network: Option<NetworkReport>,
+    /// Disks that are declared to be prepared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskReport>,
 }
 
 impl Report {
@@ -190,6 +229,7 @@ impl Report {
             error: None,
             failures_before: 0,
             network: None,
+            disks: Vec::new(),
         }
     }
 
@@ -325,6 +365,10 @@ impl std::fmt::Display for Report {
         for (number, Check { device, result }) in self.checks.iter().enumerate() {
             let title = if number == 0 { "checks:" } else { "" };
             writeln!(f, "{title:<11}{device}: {result}")?;
+        }
+        for (number, disk) in self.disks.iter().enumerate() {
+            let title = if number == 0 { "disks:" } else { "" };
+            writeln!(f, "{title:<11}{} {}", disk.name, disk.outcome)?;
         }
         for warning in &self.warnings {
             writeln!(f, "warning:   {warning}")?;

@@ -12,6 +12,7 @@ use log::LevelFilter;
 
 use crate::boot::cache_disk::cache_folder;
 use crate::boot::fail::INITRD_RELEASE;
+use crate::boot::prepare::{dry_run, prepare};
 use crate::boot::system::{entries, file_systems};
 use crate::boot::ticker::Teller;
 use crate::boot::{CACHE, Stage};
@@ -45,6 +46,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             json,
             mode,
         } => show_plan(&root, mode, cmdline.as_deref(), config.as_deref(), json),
+        Command::Prepare { root, config, dry_run } => prepare_disks(&root, config.as_deref(), dry_run),
         Command::Status { root, json } => show_status(&root, json),
         Command::Fail { unit } => {
             if std::process::id() == 1 {
@@ -134,6 +136,34 @@ fn show_plan(root: &Path, mode: Mode, cmdline: Option<&OsStr>, config: Option<&P
         print(&(serde_json::to_string_pretty(&plan)? + "\n"))
     } else {
         print(&plan.to_string())
+    }
+}
+
+fn prepare_disks(root: &Path, config: Option<&Path>, dry: bool) -> Result<ExitCode> {
+    crate::console::init_stderr(LevelFilter::Info);
+    // What is written to disks is never for a command line to say.
+    let settings = Settings::read_with(root, config, Some(b""))?;
+    let mut refused = Vec::new();
+    let mut text = String::new();
+    for disk in settings.disks.iter().filter(|disk| disk.prepare) {
+        let outcome = if dry {
+            dry_run(root, disk)
+        } else {
+            prepare(root, disk).map(|outcome| format!("disks.{}: {outcome}\n", disk.name))
+        };
+        match outcome {
+            Ok(said) => text += &said,
+            Err(error) => refused.push(format!("{error:#}")),
+        }
+    }
+    if text.is_empty() && refused.is_empty() {
+        text = "no disk is declared with prepare = true: there is nothing to do\n".to_owned();
+    }
+    print(&text)?;
+    if refused.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        bail!("{}", refused.join("\n"))
     }
 }
 

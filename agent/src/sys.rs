@@ -4,8 +4,10 @@
 //! generate their bindings with libclang at build time. The structures and numbers are the kernel's own, as `linux-raw-sys` carries them.
 #![allow(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 
 use linux_raw_sys::general::mount_attr;
 use linux_raw_sys::loop_device::{
@@ -140,6 +142,48 @@ pub fn signal_init(number: i32) -> io::Result<()> {
     Ok(())
 }
 
+nix::ioctl_none!(
+    /// `BLKRRPART` of `linux/fs.h`: the kernel looks for partitions anew.
+    ioctl_reread_partitions,
+    0x12,
+    95
+);
+
+/// Has the kernel look for partitions on `disk`. Errors: EBUSY when one of them is in use, EINVAL when the device cannot have any.
+pub fn reread_partitions(disk: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as the borrow; the ioctl takes no argument.
+    unsafe { ioctl_reread_partitions(disk.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// `struct btrfs_ioctl_vol_args` of `linux/btrfs.h`.
+#[repr(C)]
+pub struct BtrfsVolume {
+    fd: i64,
+    name: [u8; 4088],
+}
+
+nix::ioctl_write_ptr!(
+    /// `BTRFS_IOC_SUBVOL_CREATE`.
+    ioctl_make_subvolume,
+    0x94,
+    14,
+    BtrfsVolume
+);
+
+/// Makes the subvolume `name` in the folder `folder` of a btrfs. Errors: ENAMETOOLONG beyond 255 bytes, EEXIST.
+pub fn make_subvolume(folder: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let mut volume = BtrfsVolume { fd: 0, name: [0; 4088] };
+    let bytes = name.as_bytes();
+    if bytes.len() > 255 {
+        return Err(io::Error::from(io::ErrorKind::InvalidFilename));
+    }
+    volume.name[..bytes.len()].copy_from_slice(bytes);
+    // SAFETY: the descriptor is open for as long as the borrow; the kernel reads one structure of this size, whose name ends in a NUL, and keeps nothing.
+    unsafe { ioctl_make_subvolume(folder.as_raw_fd(), &raw const volume) }?;
+    Ok(())
+}
+
 const NO_LOOP_INFO: loop_info64 = loop_info64 {
     lo_device: 0,
     lo_inode: 0,
@@ -191,5 +235,6 @@ mod tests {
         assert_eq!(size_of::<loop_info64>(), 232);
         assert_eq!(size_of::<loop_config>(), 304);
         assert_eq!(size_of::<mount_attr>(), 32);
+        assert_eq!(size_of::<BtrfsVolume>(), 4096);
     }
 }

@@ -31,6 +31,9 @@ const ENVIRONMENT: [(&str, &str); 4] = [
     ("LVM_SUPPRESS_FD_WARNINGS", "1"),
 ];
 
+/// What stands before the last lines of an output.
+const LAST_WORDS: &str = "; its last words: ";
+
 /// A program that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tool(PathBuf);
@@ -50,6 +53,13 @@ pub struct Ended {
     /// How it ended.
     pub status: ExitStatus,
     tail: String,
+}
+
+impl Ended {
+    /// The last lines of its output, with ` | ` between them.
+    pub fn said(&self) -> &str {
+        self.tail.strip_prefix(LAST_WORDS).unwrap_or(&self.tail)
+    }
 }
 
 impl fmt::Display for Ended {
@@ -255,7 +265,7 @@ impl Output {
             return String::new();
         }
         let lines: Vec<&str> = self.tail.iter().map(String::as_str).collect();
-        format!("; its last words: {}", lines.join(" | "))
+        format!("{LAST_WORDS}{}", lines.join(" | "))
     }
 }
 

@@ -53,7 +53,8 @@ cases! {
         a_bad_entry_is_refused_by_its_name
         verify_size_only_looks_at_the_size
         what_a_reset_withdrew_is_the_last_choice
-        without_a_cache_disk_the_image_lives_in_ram;
+        without_a_cache_disk_the_image_lives_in_ram
+        declared_disks_are_prepared_only_if_blank;
     "plan --mode systemd":
         under_systemd_its_entries_are_looked_for_and_binds_are_made
         under_systemd_a_system_in_init_is_the_only_one_that_boots;

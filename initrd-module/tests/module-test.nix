@@ -36,6 +36,29 @@ let
       ])
     )) "it was taken";
   unit = config: config.boot.initrd.systemd.services.freshroot;
+  blank = {
+    device = "serial=S4X1";
+    size = {
+      min = "900G";
+      max = "1100G";
+    };
+    prepare = true;
+    partitions = [
+      {
+        name = "swap";
+        size = "8G";
+        content.type = "swap";
+      }
+      {
+        name = "state";
+        size = "100%";
+        content = {
+          type = "btrfs";
+          subvolumes = [ "logs" ];
+        };
+      }
+    ];
+  };
 in
 support.lines (
   map accepted [
@@ -617,6 +640,37 @@ support.lines (
       minimal
       (freshroot { internal.modes = [ "standalone" ]; })
     ] "boot.freshroot.mode")
+    (refused "a disk that is prepared in systemd mode" [
+      minimal
+      (freshroot { disks.main = blank; })
+    ] "boot.freshroot.disks.main.prepare")
+    (equal "a declared disk that is not prepared is no matter of the mode" (refusals (eval [
+      minimal
+      (freshroot { disks.main = blank // { prepare = false; }; })
+    ])) [ ])
+    (equal "a standalone initrd has the programs that make what is declared, and the second probe"
+      (eval [
+        diskless
+        (freshroot { disks.main = blank; })
+      ]).boot.freshroot.internal.preparePrograms
+      [
+        "mkswap"
+        "mkfs.btrfs"
+        "blkid"
+      ]
+    )
+    (equal "and without declared disks none of them" (eval [
+      diskless
+    ]).boot.freshroot.internal.preparePrograms [ ])
+    (equal "a declared disk is in the configuration as it was written" (file (eval [
+      diskless
+      (freshroot { disks.main = blank; })
+    ])).disks.main (blank // { removable = false; }))
+    (ill "a disk by its place in the order of discovery" {
+      disks.main = blank // {
+        device = "/dev/sda";
+      };
+    })
     (refused "no key" [
       minimal
       (freshroot { trustedPublicKeys = lib.mkForce null; })

@@ -10,6 +10,7 @@ use super::cache_disk::{cache_folder, mount_cache, open_cache};
 use super::disks::Disks;
 use super::failing::keep_report;
 use super::medium::Medium;
+use super::prepare::prepare_disks;
 use super::system;
 use super::unlock::unlock_all;
 use super::{ROOT, Stage};
@@ -84,6 +85,7 @@ pub(super) fn attempt<T>(
     for oddity in oddities {
         report.warn(oddity);
     }
+    prepare_disks(Path::new(ROOT), stage.mode, &settings.disks, &mut disks, report);
     unlock_all(settings, &mut disks, report);
     let cache = find_cache(stage, settings, &entries, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);

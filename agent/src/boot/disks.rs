@@ -14,7 +14,7 @@ use crate::kmod::{self, Loader, Options};
 use crate::mode::Mode;
 use crate::settings::Settings;
 use crate::stack::assemble::Assembler;
-use crate::uevent::Socket;
+use crate::uevent::{Received, Socket, Source as _};
 
 /// What every boot needs, whatever the hardware.
 const ALWAYS: &[&str] = &["loop", "squashfs", "overlay"];
@@ -240,6 +240,33 @@ impl<'a> Disks<'a> {
                 return Err(error.into());
             }
             until = end;
+        }
+    }
+
+    /// Waits until a block device came, changed or went, loading drivers meanwhile. False if nothing did until the deadline.
+    ///
+    /// # Errors
+    /// If the kernel's events cannot be followed.
+    pub fn wait_for_news(&mut self, deadline: Instant) -> Result<bool> {
+        loop {
+            match self.events.next(deadline).context("following the kernel's uevents")? {
+                Received::Event(event) => {
+                    if let Some(alias) = event.new_modalias().filter(|_| self.stage.mode == Mode::Standalone) {
+                        self.loader.load_matching(alias);
+                    }
+                    // A device that sends events without end is not to keep the boot waiting.
+                    if event.is_block_news() || Instant::now() >= deadline {
+                        return Ok(true);
+                    }
+                }
+                Received::Overrun => {
+                    if self.stage.mode == Mode::Standalone {
+                        self.loader.coldplug().context("looking for drivers anew")?;
+                    }
+                    return Ok(true);
+                }
+                Received::Deadline => return Ok(false),
+            }
         }
     }
 

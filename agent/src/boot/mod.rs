@@ -5,6 +5,7 @@
 //! | 1 | API file systems | `/run` of the sysroot, which systemd has mounted |
 //! | 2 | log, settings | the same |
 //! | 3 | drivers (from here on: `attempt`) | a file system's at most: the rest is udev's |
+//! | | declared disks that are blank are prepared | a warning: it is not done here |
 //! | 4 | LUKS containers; cache disk, medium | without LUKS, which is systemd's; below the sysroot's `/run` |
 //! | 5 | decide, and act, until an image is ready (the network comes up here, if it must) | the same |
 //! | 6 | root, image, store, persistent mounts | image, store, binds; whether systemd's mounts are there |
@@ -25,6 +26,7 @@ pub mod in_systemd;
 pub mod ledger;
 pub mod medium;
 pub mod online;
+pub mod prepare;
 pub mod ram;
 pub mod standalone;
 pub mod system;

@@ -55,6 +55,23 @@ mounted, and ends; it fails where nothing can be booted. Settings come from /etc
   freshroot plan --cmdline 'freshroot.policy.mode=offline' --config ./config.json",
     },
     CommandHelp {
+        name: "prepare",
+        arguments: "[--dry-run] [--root DIR] [--config FILE]",
+        summary: "partition declared disks that are blank, and make their file systems",
+        options: &[
+            ("--dry-run", "", "print what would be written, to the byte, and write nothing"),
+            ROOT,
+            ("--config", "FILE", "use FILE as the configuration"),
+        ],
+        text: "Only disks are looked at that the configuration file declares with prepare = true, by a name that stays with the disk, and of a size within the declared
+range. A disk that holds anything at all is refused, with what was found and where, and not written to. Boots in standalone mode do this by themselves, before
+anything is mounted. It fails if a disk is refused.
+
+Examples:
+  freshroot prepare --dry-run
+  freshroot prepare --dry-run --config ./config.json",
+    },
+    CommandHelp {
         name: "status",
         arguments: "[--root DIR] [--json]",
         summary: "show how the running system was booted: decision, source, bytes, times",

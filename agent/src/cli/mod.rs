@@ -38,6 +38,15 @@ pub enum Command {
         /// Which part of stage 1 it would be.
         mode: Mode,
     },
+    /// Prepare declared disks that are blank.
+    Prepare {
+        /// Everything is read below this folder.
+        root: PathBuf,
+        /// In place of `etc/freshroot/config.json` below the root.
+        config: Option<PathBuf>,
+        /// Only say what would be written.
+        dry_run: bool,
+    },
     /// Show the report of the last boot.
     Status {
         /// Everything is read below this folder.
@@ -127,6 +136,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid: u32) -> Result<
         Some("fetch") => fetch(&mut parser),
         Some("bless") => bare(&mut parser, "bless", Command::Bless),
         Some("plan") => plan(&mut parser),
+        Some("prepare") => prepare(&mut parser),
         Some("status") => status(&mut parser),
         Some("fail") => fail(&mut parser),
         Some("check-mount") => check_mount(&mut parser),
@@ -189,6 +199,21 @@ fn plan(parser: &mut Parser) -> Result<Command, Usage> {
         json,
         mode,
     })
+}
+
+fn prepare(parser: &mut Parser) -> Result<Command, Usage> {
+    let about = command("prepare");
+    let (mut root, mut config, mut dry_run) = (PathBuf::from("/"), None, false);
+    while let Some(argument) = next(parser, about)? {
+        match argument {
+            Long("root") => root = value(parser, about)?.into(),
+            Long("config") => config = Some(value(parser, about)?.into()),
+            Long("dry-run") => dry_run = true,
+            Short('h') | Long("help") => return Ok(Command::Help(about)),
+            Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
+        }
+    }
+    Ok(Command::Prepare { root, config, dry_run })
 }
 
 fn status(parser: &mut Parser) -> Result<Command, Usage> {
@@ -411,6 +436,14 @@ mod tests {
                     reset_floor: "stable".parse().ok(),
                 },
             ),
+            (
+                "freshroot prepare --dry-run --config c.json",
+                Command::Prepare {
+                    root: "/".into(),
+                    config: Some("c.json".into()),
+                    dry_run: true,
+                },
+            ),
             ("freshroot bless", Command::Bless),
             ("freshroot fail", Command::Fail { unit: None }),
             (
@@ -442,7 +475,7 @@ mod tests {
     #[test]
     fn wrong_arguments_name_the_nearest_word() {
         for (line, parts) in [
-            ("freshroot", ["command is missing", "boot, plan, status"]),
+            ("freshroot", ["command is missing", "boot, plan, prepare"]),
             ("freshroot plna", ["«plna»", "is plan meant?"]),
             ("freshroot help stauts", ["«stauts»", "is status meant?"]),
             ("freshroot something-else", ["«something-else»; «freshroot help»", ""]),

@@ -147,7 +147,7 @@ fn header_of(header: &[u8], block: u64, last: u64) -> Option<Array> {
 }
 
 /// CRC-32 of IEEE 802.3. Bit by bit: a table of 32 KiB at most is hashed once a disk, and the crates for it bring 16 KiB of tables along.
-fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0xedb8_8320;
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {

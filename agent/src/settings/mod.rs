@@ -218,7 +218,7 @@ mod tests {
         let samples = samples();
         for row in table::TABLE {
             let Some((_, text)) = samples.iter().find(|(name, _)| *name == row.name) else {
-                assert!(matches!(row.name, "fileSystems" | "luks"));
+                assert!(["fileSystems", "luks", "disks"].contains(&row.name), "{}", row.name);
                 continue;
             };
             let mut settings = Settings::defaults();
@@ -245,6 +245,7 @@ mod tests {
             "media": {{"device": "LABEL=m", "path": "y"}},
             "root": {{"tmpfsSize": "1G"}}, "store": {{"tmpfsSize": "10%", "rwDevice": "LABEL=b"}},
             "fileSystems": {{"/a": {{"device": "LABEL=c"}}}},
+            "disks": {{"main": {{"device": "serial=x", "size": {{"min": "1G", "max": "2G"}}, "partitions": [{{"name": "a", "size": "100%"}}]}}}},
             "network": {{"by": "system", "interface": "eth0", "dns": ["::1"], "ipv6": false, "wait": "6s", "keep": true}},
             "kernel": {{"modules": ["loop"], "autoload": false, "storeName": "{HASH}-linux-6.6.1", "settle": 8}},
             "onFailure": {{"action": "poweroff", "delay": "9s", "maxDelay": "10s", "shellTimeout": "11s", "retries": 12}},
@@ -281,6 +282,7 @@ mod tests {
         );
         assert_eq!((s.media.device.as_deref(), s.media.path.to_str()), (Some("LABEL=m"), Some("y")));
         assert_eq!(s.file_systems["/a"]["device"], "LABEL=c");
+        assert_eq!((s.disks.len(), s.disks[0].prepare), (1, false));
         assert_eq!(s.network.by, NetworkBy::System);
         assert_eq!((s.network.wait, s.network.ipv6, s.network.keep), (seconds(6), false, true));
         assert_eq!((s.kernel.settle, s.kernel.autoload), (seconds(8), false));

@@ -221,6 +221,11 @@ mod tests {
             ("{\"version\": 1,\n\"url\": [\"http://a\", 2]}", 2, ["url: a list", "list of texts"]),
             ("{\"version\": 1,\n\"cache\": {\"keep\": 1.5}}", 2, ["cache.keep", "whole number"]),
             ("{\"version\": 1,\n\"commandLineMay\": [\"fileSystems\"]}", 2, ["never", "remove"]),
+            (
+                "{\"version\": 1,\n\"disks\": {\"main\": {\"device\": \"/dev/sda\", \"size\": {\"min\": \"1G\", \"max\": \"1G\"}, \"partitions\": []}}}",
+                2,
+                ["main.device", "/dev/sda"],
+            ),
             ("{\"version\": 1,\n\"fileSystems\": {\"/a/..\": {}}}", 2, ["fileSystems", "/a/.."]),
             ("{\"version\": 1\n", 2, ["EOF", ""]),
             ("{\"version\": 1}\nx", 2, ["trailing", ""]),

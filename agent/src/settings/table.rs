@@ -16,6 +16,7 @@ use super::validated::{FailureAction, NetworkBy, PolicyMode, Settings, Verify};
 use super::value::{cut, show_bytes, show_duration};
 use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
+use crate::prepare::declaration::{Declared, declared};
 use crate::stack::luks::LuksDevice;
 use crate::store_path::StorePath;
 
@@ -481,6 +482,16 @@ pub static TABLE: &[Row] = &[
         about: "LUKS containers that are opened in standalone mode, as NixOS's `boot.initrd.luks.devices` says it.",
     },
     Row {
+        name: "disks",
+        kind: Objects {
+            form: "name → declaration",
+            put: put_disks,
+        },
+        guard: Never,
+        show: |s| s.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(" "),
+        about: "Disks as disko declares them. With `prepare` in it, one that is blank is partitioned and gets its file systems: see [disks.md](disks.md).",
+    },
+    Row {
         name: "network.by",
         kind: Text {
             form: "`agent` or `system`",
@@ -732,6 +743,32 @@ fn put_luks(settings: &mut Settings, map: &serde_json::Map<String, serde_json::V
         devices.insert(name.clone(), device);
     }
     settings.luks = devices;
+    Ok(())
+}
+
+fn put_disks(settings: &mut Settings, map: &serde_json::Map<String, serde_json::Value>) -> Result<(), String> {
+    let mut disks: Vec<Declared> = Vec::with_capacity(map.len());
+    for (name, source) in map {
+        let disk = declared(name, source)?;
+        if let Some(other) = disks.iter().find(|other| other.device == disk.device) {
+            return Err(format!(
+                "{} and {} are both {}: declare each disk once",
+                other.name,
+                disk.name,
+                cut(&disk.device.to_string())
+            ));
+        }
+        let labels = disks.iter().flat_map(|other| &other.partitions).map(|partition| &partition.label);
+        if let Some(label) = labels.clone().find(|label| disk.partitions.iter().any(|own| own.label == **label)) {
+            return Err(format!(
+                "{}: the label «{}» is that of a partition of another disk: give it another one",
+                disk.name,
+                cut(label)
+            ));
+        }
+        disks.push(disk);
+    }
+    settings.disks = disks;
     Ok(())
 }
 

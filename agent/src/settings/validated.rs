@@ -13,10 +13,11 @@ use log::LevelFilter;
 use crate::digest::Digest;
 use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
+use crate::prepare::declaration::Declared;
 use crate::stack::luks::LuksDevice;
+use crate::store_path::StorePath;
 
 use super::value::Size;
-use crate::store_path::StorePath;
 
 /// A `fileSystems` entry as the file holds it: an object whose fields the mount code knows.
 pub type FileSystemObject = serde_json::Value;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub file_systems: BTreeMap<String, FileSystemObject>,
     /// Name below `/dev/mapper` → container that is opened in standalone mode.
     pub luks: BTreeMap<String, LuksDevice>,
+    /// Disks that are declared as disko declares them, for preparing blank ones.
+    pub disks: Vec<Declared>,
     /// The network, should it be needed.
     pub network: Network,
     /// Kernel modules, and which kernel this is.
@@ -402,6 +405,7 @@ impl Settings {
             },
             file_systems: BTreeMap::new(),
             luks: BTreeMap::new(),
+            disks: Vec::new(),
             network: Network {
                 by: NetworkBy::Agent,
                 interface: None,

@@ -218,7 +218,7 @@ fn module_options(parsed: &CommandLine) {
 }
 
 /// Settings that a command line can never set.
-const FILE_ONLY: [&str; 4] = ["fileSystems", "luks", "kernel.storeName", "commandLineMay"];
+const FILE_ONLY: [&str; 5] = ["fileSystems", "luks", "disks", "kernel.storeName", "commandLineMay"];
 
 fn settings(input: &[u8]) {
     let settings = match Settings::from_sources(Some(("config.json", input)), b"") {
@@ -233,10 +233,13 @@ fn settings(input: &[u8]) {
     usable(&settings);
     // What a row shows, a file and a command line can say: the same settings come of it.
     let may = TABLE.iter().map(|row| row.name).filter(|name| !FILE_ONLY.contains(name));
+    let disks = settings.disks.iter().map(|disk| (disk.name.clone(), disk.source.clone()));
+    let disks: serde_json::Map<_, _> = disks.collect();
     let file = json!({
         "version": 1,
         "fileSystems": settings.file_systems,
         "luks": settings.luks,
+        "disks": disks,
         "kernel": {"storeName": settings.kernel.store_name},
         "commandLineMay": may.collect::<Vec<_>>(),
     });

@@ -1,0 +1,58 @@
+//! Preparing blank disks that the configuration declares (`disks.<name>.prepare`): observe → decide → plan → act.
+//!
+//! [`declaration`] is what was asked for, [`identity`] says which disk is meant, [`blank`] decides whether it may be touched, [`plan`] says what would be
+//! written, to the byte. Only [`look`] reads disks, and only [`act`] writes to them.
+
+pub mod act;
+pub mod blank;
+pub mod claim;
+pub mod declaration;
+pub mod identity;
+pub mod layout;
+pub mod look;
+pub mod marks;
+pub mod plan;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::declaration::Declared;
+    use crate::device::observe::BlockDevice;
+    use crate::device::probe::Content;
+
+    /// A declaration of three partitions.
+    pub fn declared() -> Declared {
+        let source = json!({
+            "device": "serial=x", "size": {"min": "300M", "max": "8T"}, "prepare": true,
+            "partitions": [
+                {"name": "ESP", "size": "64M", "type": "EF00", "content": {"type": "filesystem", "format": "vfat", "label": "BOOT"}},
+                {"name": "swap", "size": "16M", "content": {"type": "swap"}},
+                {"name": "data", "size": "100%", "content": {"type": "btrfs", "label": "data", "subvolumes": ["logs", "keys"]}},
+            ],
+        });
+        super::declaration::declared("main", &source).unwrap()
+    }
+
+    /// A blank disk.
+    pub fn disk(name: &str) -> BlockDevice {
+        BlockDevice {
+            name: name.to_owned(),
+            path: Path::new("/dev").join(name),
+            number: (8, 0),
+            sequence: None,
+            size: 1 << 30,
+            read_only: false,
+            removable: false,
+            partition: None,
+            partitioned: false,
+            holders: Vec::new(),
+            mapping: None,
+            links: Vec::new(),
+            content: Content::Unknown,
+        }
+    }
+}
