@@ -13,8 +13,12 @@ let
   sharing = lib.filter (
     entry: cachePath != null && entry.device != null && fresh.devicePath entry.device == cachePath
   ) disks;
-  fixed =
-    options: lib.sort lib.lessThan (lib.filter (option: !fresh.isUserspaceOption option) options);
+  conflicting =
+    entry:
+    fresh.conflictingOptions {
+      fsType = settings.cache.fsType or "auto";
+      options = settings.cache.options or [ ];
+    } entry;
 in
 {
   config = lib.mkIf cfg.enable {
@@ -113,10 +117,8 @@ in
       message = ''fileSystems."${entry.mountPoint}": boot.freshroot mounts this itself. Remove the entry; a disk for writes to the store is boot.freshroot.store.rwDevice.'';
     }) (lib.filter (entry: entry.mountPoint != "/") cfg.internal.neededForBoot)
     ++ map (entry: {
-      assertion =
-        fixed entry.options == fixed (settings.cache.options or [ ])
-        || settings.cache.options or [ ] == [ ];
-      message = ''fileSystems."${entry.mountPoint}" and the cache are one file system, and it is mounted once: boot.freshroot.cache.options must be empty, or the same as fileSystems."${entry.mountPoint}".options.'';
+      assertion = conflicting entry == [ ];
+      message = ''fileSystems."${entry.mountPoint}" and the cache are one file system, which is mounted once: remove ${lib.concatStringsSep ", " (conflicting entry)} from boot.freshroot.cache.options, or add it to fileSystems."${entry.mountPoint}".options.'';
     }) sharing
     ++ map (entry: {
       assertion = cfg.internal.persist.${entry.mountPoint}.create or null == null;

@@ -397,6 +397,31 @@ rec {
   isUserspaceOption =
     option: match "defaults|auto|noauto|nofail|_netdev|x-.*|X-.*|comment=.*" option != null;
 
+  # Words for a mount and not for its file system: as of the above.
+  isMountOption =
+    option:
+    match "rw|(no)?(suid|dev|exec|diratime|symfollow|user|users|owner|group|relatime|strictatime)|noatime|atime|async|nomand|nolazytime" option
+    != null;
+
+  # What a cache's options say of the file system that it shares with an entry, and the entry's do not: it is mounted once. The agent has the same rule
+  # (agent/src/mount/shared.rs). A btrfs is mounted for each of its subvolumes.
+  conflictingOptions =
+    cache: entry:
+    let
+      wordsOf = options: filter (word: word != "") (builtins.concatMap (cut ",") options);
+      isBtrfs =
+        one: one.fsType == "btrfs" || filter (word: hasPrefix "subvol" word) (wordsOf one.options) != [ ];
+      own = wordsOf cache.options;
+      others = wordsOf entry.options;
+    in
+    if isBtrfs cache || isBtrfs entry then
+      [ ]
+    else
+      filter (
+        word: !(isUserspaceOption word || isMountOption word || elem word others)
+      ) own
+      ++ (if elem "rw" own && elem "ro" others then [ "rw" ] else [ ]);
+
   # Types that the agent mounts when it is the whole stage 1.
   standaloneTypes = [
     "auto"

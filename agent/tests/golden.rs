@@ -51,6 +51,7 @@ cases! {
         an_unknown_word_of_ours_is_warned_about
         persistent_entries_are_mounted_in_order
         a_bad_entry_is_refused_by_its_name
+        a_cache_with_other_options_than_the_entry_on_its_disk_is_refused
         verify_size_only_looks_at_the_size
         what_a_reset_withdrew_is_the_last_choice
         without_a_cache_disk_the_image_lives_in_ram

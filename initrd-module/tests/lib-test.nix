@@ -55,6 +55,55 @@ support.lines (
       )).cmdline
       "a={{\"{{\"}}b}}"
     )
+    (equal "words that one mount of the cache's disk and the data's cannot follow are named"
+      (map
+        (
+          one:
+          fresh.conflictingOptions
+            {
+              fsType = one.cacheType or "ext4";
+              options = one.cache;
+            }
+            {
+              fsType = one.type or "auto";
+              options = one.entry or [ ];
+            }
+        )
+        [
+          {
+            cache = [ "noatime,nosuid" "nofail" "x-systemd.device-timeout=5s" "rw" ];
+          }
+          {
+            cache = [ "ro,noatime" ];
+            entry = [ "defaults" ];
+          }
+          {
+            cache = [ "rw" ];
+            entry = [ "ro" ];
+          }
+          {
+            cache = [ "discard,data=writeback" ];
+            entry = [ "noatime,discard" ];
+          }
+          {
+            cache = [ "subvol=cache" ];
+            entry = [ "subvol=data" ];
+          }
+          {
+            cache = [ "compress=zstd" ];
+            type = "btrfs";
+          }
+        ]
+      )
+      [
+        [ ]
+        [ "ro" ]
+        [ "rw" ]
+        [ "data=writeback" ]
+        [ ]
+        [ ]
+      ]
+    )
     (check "a value with a double quote has no place on a command line" (throws (
       fresh.parameter "url" "a\"b"
     )) "it was rendered")

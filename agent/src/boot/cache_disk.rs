@@ -14,7 +14,7 @@ use crate::device::resolve::{Match, resolve};
 use crate::mode::Mode;
 use crate::mount::check::{self, check};
 use crate::mount::entry::{DeviceFs, MountEntry, MountKind};
-use crate::mount::options::MountOptions;
+use crate::mount::shared::conflicts;
 use crate::mount::{fs_context::FsError, options, system};
 use crate::report::Report;
 use crate::settings::Settings;
@@ -42,10 +42,13 @@ pub fn mount_cache(at: &Path, settings: &Settings, entries: &[MountEntry], disks
     let mut options = options::split(&cache.options)?;
     if let Some(entry) = shared(&device, entries, disks) {
         log::info!("the cache is on one file system with {entry}, whose options hold");
-        if options != *entry.options() && options != MountOptions::default() {
+        // Where both had one name this was refused before.
+        let conflicts = conflicts(&cache.options, entry.options());
+        if !conflicts.is_empty() {
             report.warn(format!(
-                "cache.options are left aside: the cache is on one file system with {}, which is mounted once, with its options; remove cache.options",
-                entry.mount_point().display()
+                "of cache.options, {} is left aside: the cache ({name}) is on one file system with {entry}, which is mounted once, with the entry's options; \
+                 remove it from cache.options, or give it to the entry too",
+                conflicts.join(", ")
             ));
         }
         options = entry.options().clone();

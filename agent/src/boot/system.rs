@@ -16,6 +16,7 @@ use crate::mount::mount_log::MountLog;
 use crate::mount::options;
 use crate::mount::order::order;
 use crate::mount::persist::{EntryOutcome, FoundDevice, Outcome, apply};
+use crate::mount::shared;
 use crate::mount::size::TmpfsSize;
 use crate::mount::system::{self, RwStore};
 use crate::report::Report;
@@ -32,7 +33,12 @@ const DEVICE_WAIT: Duration = Duration::from_secs(90);
 /// # Errors
 /// Names the entry, what is wrong with it, and the remedy.
 pub fn entries(settings: &Settings, mode: Mode) -> Result<Vec<MountEntry>> {
-    Ok(order(&file_systems(settings)?, mode)?)
+    let list = file_systems(settings)?;
+    let cache = &settings.cache;
+    if let Some(device) = &cache.device {
+        shared::check(device, &cache.fs_type, &cache.options, &list)?;
+    }
+    Ok(order(&list, mode)?)
 }
 
 /// The entries of `fileSystems` as they were written.

@@ -40,6 +40,14 @@ impl DeviceName {
             Self::Label(_) | Self::Uuid(_) | Self::PartLabel(_) | Self::PartUuid(_) => false,
         }
     }
+
+    /// Whether both are one name, however it was written.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Uuid(one), Self::Uuid(two)) | (Self::PartUuid(one), Self::PartUuid(two)) => one.eq_ignore_ascii_case(two),
+            (Self::Label(_) | Self::Uuid(_) | Self::PartLabel(_) | Self::PartUuid(_) | Self::Path(_), _) => self == other,
+        }
+    }
 }
 
 /// Why a text names no device that can be found without udev.
@@ -219,6 +227,21 @@ mod tests {
         ];
         for (text, name) in cases {
             assert_eq!(text.parse::<DeviceName>(), Ok(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_name_may_be_written_in_several_ways() {
+        for (one, two, same) in [
+            ("LABEL=a b", r"/dev/disk/by-label/a\x20b", true),
+            ("LABEL=a", "LABEL=A", false),
+            ("UUID=26A3-91F0", "/dev/disk/by-uuid/26a3-91f0", true),
+            ("PARTUUID=8d3c1a2b-01", "PARTUUID=8D3C1A2B-01", true),
+            ("PARTUUID=8d3c1a2b-01", "UUID=8d3c1a2b-01", false),
+            ("/dev/vda1", "/dev/vda1", true),
+        ] {
+            let [one, two] = [one, two].map(|text| text.parse::<DeviceName>().unwrap());
+            assert_eq!(one.is_same(&two), same, "{one} {two}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Mounts: the kernel's new mount API, loop devices, and the mount plan of a system.
 //!
-//! Pure: [`options`], [`entry`], [`order`], [`size`]. Thin effects: [`loop_device`], [`fs_context`], [`check`], [`kernel_log`], [`quirks`], [`below`], [`mount_log`]. Put together
+//! Pure: [`options`], [`entry`], [`order`], [`shared`], [`size`]. Thin effects: [`loop_device`], [`fs_context`], [`check`], [`kernel_log`], [`quirks`], [`below`], [`mount_log`]. Put together
 //! from them: [`system`] (root, image, store), [`persist`] (entries of `fileSystems`) and [`api_fs`];
 //! [`sysroot`] is for a root that systemd has mounted.
 
@@ -16,6 +16,7 @@ pub mod options;
 pub mod order;
 pub mod persist;
 pub mod quirks;
+pub mod shared;
 pub mod size;
 pub mod sysroot;
 pub mod system;
