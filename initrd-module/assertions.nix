@@ -90,8 +90,16 @@ in
       }
     ]
     ++ lib.mapAttrsToList (name: entry: {
-      assertion = (entry.device == null) != (entry.source == null);
-      message = ''boot.freshroot.persist."${name}": set either device (a disk) or source (a folder on one).'';
+      assertion = entry.device == null || entry.source == null;
+      message = ''boot.freshroot.persist."${name}": set either device (a disk) or source (a folder on one), not both.'';
+    }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: entry: {
+      assertion = entry.source != null || config.fileSystems.${entry.mountPoint}.device != null;
+      message = ''boot.freshroot.persist."${name}": set device (a disk) or source (a folder on one), or have fileSystems."${entry.mountPoint}" declared, as disko does.'';
+    }) cfg.internal.persist
+    ++ lib.mapAttrsToList (name: entry: {
+      assertion = entry.source != null || entry.device != null || entry.fsType == "auto";
+      message = ''boot.freshroot.persist."${name}".fsType is for a device that is named here: remove it, since fileSystems."${entry.mountPoint}" has the type.'';
     }) cfg.internal.persist
     ++ lib.mapAttrsToList (name: entry: {
       assertion = !(fresh.isSymlink entry && cfg.mode == "systemd" && (config.system.etc.overlay.enable or false) && lib.hasPrefix "/etc/" entry.mountPoint);

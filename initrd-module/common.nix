@@ -76,7 +76,11 @@ in
       }
       # A symlink is no file system: the agent alone knows of it.
       (lib.mapAttrs' (
-        _: entry: lib.nameValuePair entry.mountPoint (fresh.persistFileSystem entry)
+        _: entry:
+        lib.nameValuePair entry.mountPoint (
+          # The type of a disk that is declared elsewhere. If it is declared nowhere, that is for the assertions to say.
+          { fsType = lib.mkDefault "auto"; } // fresh.persistFileSystem entry
+        )
       ) (lib.filterAttrs (_: entry: !fresh.isSymlink entry) persist))
     ];
 

@@ -692,12 +692,24 @@ rec {
     let
       bind = entry.source != null;
     in
-    {
-      device = if bind then entry.source else entry.device;
-      fsType = if bind then "none" else entry.fsType;
+    (
+      # A disk that is declared elsewhere, as disko does, keeps its device and type.
+      if bind then
+        {
+          device = entry.source;
+          fsType = "none";
+        }
+      else if entry.device == null then
+        { }
+      else
+        {
+          inherit (entry) device fsType;
+        }
+    )
+    // {
       options = unique (
         (if bind then [ "bind" ] else [ ])
-        ++ filter (option: !(bind && option == "defaults")) entry.options
+        ++ filter (option: !((bind || entry.device == null) && option == "defaults")) entry.options
         ++ [ "nofail" ]
         ++ (if bind then [ ] else [ "x-systemd.device-timeout=${toString entry.timeout}s" ])
       );

@@ -53,7 +53,9 @@ let
           type = types.nullOr types.str;
           default = null;
           example = "/dev/disk/by-partlabel/disk-main-state";
-          description = "The device. Either this or {option}`source` is set.";
+          description = ''
+            The device. Not with {option}`source`. Null without that, too: the disk that {option}`fileSystems` has for this mount point, as disko declares it; its type and options stay.
+          '';
         };
         source = mkOption {
           type = types.nullOr types.str;

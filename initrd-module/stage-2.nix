@@ -14,7 +14,7 @@ let
   );
   # Disks whose absence a boot survives: they may come later.
   late = lib.attrValues (
-    lib.filterAttrs (_: entry: entry.device != null && entry.need != "required") cfg.internal.persist
+    lib.filterAttrs (_: entry: entry.source == null && entry.need != "required") cfg.internal.persist
   );
   # A unit in the list may be named with or without «.service».
   serviceName = lib.removeSuffix ".service";

@@ -477,6 +477,59 @@ support.lines (
           others = [ "freshroot-persist-retry-var-lib-data" ];
         }
     )
+    (
+      let
+        host = eval [
+          minimal
+          {
+            fileSystems."/data" = {
+              device = "/dev/disk/by-partlabel/disk-main-data";
+              fsType = "xfs";
+              options = [ "noatime" ];
+            };
+          }
+          (freshroot {
+            persist."/data" = {
+              need = "degraded";
+              timeout = 20;
+              services = [ "data.service" ];
+            };
+          })
+        ];
+        inherit (host.fileSystems."/data") device fsType neededForBoot options;
+      in
+      equal "a disk that disko declares gets its need, limit and services by its mount point alone"
+        {
+          inherit device fsType neededForBoot;
+          options = lib.sort lib.lessThan options;
+          agent =
+            let
+              entry = host.boot.freshroot.internal.configuration.fileSystems."/data";
+            in
+            [
+              entry.device
+              entry.need
+              entry.timeout
+            ];
+          retries = host.systemd.services ? freshroot-persist-retry-data;
+        }
+        {
+          device = "/dev/disk/by-partlabel/disk-main-data";
+          fsType = "xfs";
+          neededForBoot = true;
+          options = [
+            "noatime"
+            "nofail"
+            "x-systemd.device-timeout=20s"
+          ];
+          agent = [
+            "/dev/disk/by-partlabel/disk-main-data"
+            "degraded"
+            20
+          ];
+          retries = true;
+        }
+    )
     (equal "a standalone initrd holds the programs that check its disks, and no others"
       (lib.filter (lib.hasPrefix "/bin/") (
         map (one: one.target)
@@ -711,7 +764,21 @@ support.lines (
     (refused "a persistent mount with neither device nor source" [
       minimal
       (freshroot { persist."/x" = { }; })
-    ] "either device")
+    ] "as disko does")
+    (refused "a persistent mount with both device and source" [
+      minimal
+      (freshroot {
+        persist."/x" = {
+          device = "/dev/disk/by-label/x";
+          source = "/data/x";
+        };
+      })
+    ] "not both")
+    (refused "a type for a disk that is declared elsewhere" [
+      minimal
+      { fileSystems."/x" = { device = "/dev/disk/by-label/x"; fsType = "ext4"; }; }
+      (freshroot { persist."/x".fsType = "xfs"; })
+    ] "fsType")
     (refused "the cache's file system with other options elsewhere" [
       minimal
       (freshroot {
