@@ -165,7 +165,7 @@ impl Lab {
             .text("/etc/freshroot/config.json", &text, 0o644)
             .file("/bin/sh", &busybox_static(&self.workspace.vm())?, 0o755);
         for (place, file) in files {
-            initrd = initrd.file(place, file, 0o644);
+            initrd = initrd.file(place, file, 0o755);
         }
         initrd.build(&self.kernel, &[initrd::MODULES, more].concat(), out)
     }

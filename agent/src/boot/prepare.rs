@@ -9,10 +9,12 @@ use super::disks::Disks;
 use crate::mode::Mode;
 use crate::prepare::act::carry_out;
 use crate::prepare::blank::Refusal;
-use crate::prepare::declaration::{Declared, Format};
+use crate::prepare::content::Format;
+use crate::prepare::declaration::Declared;
 use crate::prepare::identity::meant;
-use crate::prepare::look::{Intent, Looked, known, look, the_one};
+use crate::prepare::look::{Intent, Looked, look, the_one};
 use crate::prepare::plan::Step;
+use crate::prepare::sysfs::known;
 use crate::report::{DiskOutcome, DiskReport, Report};
 
 /// How long a disk that is to be prepared is waited for. Its mounts wait for it once more, by limits of their own.

@@ -3,7 +3,6 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::fmt;
-use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,6 +11,8 @@ use crate::device::name::disko_partlabel;
 use crate::digest::Digest;
 use crate::foreign::{sentence, word};
 use crate::settings::value::{bytes, show_bytes};
+
+use super::content::{Content, Format, RawContent, content};
 
 /// The longest partition name that a GPT entry holds, in UTF-16 units.
 const GPT_NAME_UNITS: usize = 36;
@@ -100,80 +101,6 @@ pub struct DeclaredPartition {
     pub content: Option<Content>,
 }
 
-/// What is made in a partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Content {
-    /// The format.
-    pub format: Format,
-    /// Its label.
-    pub label: Option<String>,
-    /// Further arguments of the program that makes it.
-    pub arguments: Vec<String>,
-    /// Subvolumes of a btrfs, relative paths, parents first.
-    pub subvolumes: Vec<String>,
-}
-
-/// Formats that are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// ext4.
-    Ext4,
-    /// XFS.
-    Xfs,
-    /// Btrfs.
-    Btrfs,
-    /// FAT.
-    Vfat,
-    /// Swap space.
-    Swap,
-}
-
-impl Format {
-    /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-            Self::Xfs => "xfs",
-            Self::Btrfs => "btrfs",
-            Self::Vfat => "vfat",
-            Self::Swap => "swap",
-        }
-    }
-
-    /// The program that makes it.
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Ext4 => "mkfs.ext4",
-            Self::Xfs => "mkfs.xfs",
-            Self::Btrfs => "mkfs.btrfs",
-            Self::Vfat => "mkfs.vfat",
-            Self::Swap => "mkswap",
-        }
-    }
-
-    /// Options of that program that are given here already.
-    const fn own_options(self) -> &'static [&'static str] {
-        match self {
-            Self::Ext4 => &["-U", "-L", "-F", "-n", "-S"],
-            Self::Xfs => &["-L", "-f", "-N", "-p"],
-            Self::Btrfs => &["-U", "--uuid", "-L", "--label", "-f", "--force", "-r", "--rootdir", "-b"],
-            Self::Vfat => &["-i", "-n", "-C", "-I"],
-            Self::Swap => &["-U", "--uuid", "-L", "--label", "-f", "--force"],
-        }
-    }
-
-    /// Bytes that a label of it has room for.
-    const fn longest_label(self) -> usize {
-        match self {
-            Self::Ext4 => 16,
-            Self::Xfs => 12,
-            Self::Btrfs => 255,
-            Self::Vfat => 11,
-            Self::Swap => 15,
-        }
-    }
-}
-
 /// Names of GPT types as sgdisk and disko write them. GUIDs: UEFI specification 2.10, table 5.7, and the Discoverable Partitions Specification.
 const TYPES: [(&str, &str); 7] = [
     ("8300", "0fc63daf-8483-4772-8e79-3d69d8477de4"),
@@ -221,26 +148,6 @@ struct RawPartition {
     kind: Option<String>,
     #[serde(default)]
     content: Option<RawContent>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawContent {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    format: Option<String>,
-    #[serde(default)]
-    label: Option<String>,
-    #[serde(default)]
-    extra_args: Vec<String>,
-    #[serde(default)]
-    subvolumes: Vec<String>,
-    // Read so that what is refused is the kind, not a field of it.
-    #[serde(default, rename = "keyFile")]
-    _key_file: Option<Value>,
-    #[serde(default, rename = "content")]
-    _content: Option<Value>,
 }
 
 /// Reads the declaration `source` of the disk `name`.
@@ -458,135 +365,6 @@ fn partition_type(text: &str) -> Result<[u8; 16], String> {
         ));
     }
     Ok(guid)
-}
-
-fn content(raw: RawContent) -> Result<Content, (&'static str, String)> {
-    let format = match (raw.kind.as_str(), raw.format.as_deref()) {
-        ("filesystem", Some("ext4")) => Format::Ext4,
-        ("filesystem", Some("xfs")) => Format::Xfs,
-        ("filesystem", Some("btrfs")) | ("btrfs", None) => Format::Btrfs,
-        ("filesystem", Some("vfat")) => Format::Vfat,
-        ("swap", None) => Format::Swap,
-        ("filesystem", other) => {
-            let what = format!(
-                "«{}» is not made here: write ext4, xfs, btrfs or vfat",
-                word(other.unwrap_or_default())
-            );
-            return Err((".content.format", what));
-        }
-        ("btrfs" | "swap", Some(_)) => {
-            return Err((".content.format", "it belongs to the type filesystem: remove it".to_owned()));
-        }
-        ("luks" | "lvm_pv" | "mdraid" | "zfs" | "bcachefs", _) => {
-            let what = format!(
-                "{} is not prepared here: make it by hand, once, and only declare its mounts",
-                raw.kind
-            );
-            return Err((".content.type", what));
-        }
-        (other, _) => {
-            let what = format!("«{}» is not known: write filesystem, btrfs or swap", word(other));
-            return Err((".content.type", what));
-        }
-    };
-    if let Some(label) = &raw.label {
-        let good = !label.is_empty()
-            && label.len() <= format.longest_label()
-            && !label.contains(char::is_control)
-            && !label.starts_with('-')
-            && label.trim() == label
-            && (format != Format::Vfat || vfat_label(label));
-        if !good {
-            let what = format!(
-                "«{}» is no label of {}: 1 to {} bytes are expected, no blank at its ends, no - in front{}",
-                word(label),
-                format.name(),
-                format.longest_label(),
-                if format == Format::Vfat {
-                    ", in capitals, digits, - and _"
-                } else {
-                    ""
-                }
-            );
-            return Err((".content.label", what));
-        }
-    }
-    arguments(format, &raw.extra_args).map_err(|what| (".content.extraArgs", what))?;
-    if format != Format::Btrfs && !raw.subvolumes.is_empty() {
-        return Err((".content.subvolumes", format!("{} has none: remove them", format.name())));
-    }
-    let subvolumes = subvolumes(&raw.subvolumes).map_err(|what| (".content.subvolumes", what))?;
-    Ok(Content {
-        format,
-        label: raw.label,
-        arguments: raw.extra_args,
-        subvolumes,
-    })
-}
-
-fn vfat_label(label: &str) -> bool {
-    label
-        .bytes()
-        .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b"_- ".contains(&b))
-}
-
-/// Arguments go to the program as they stand, before the device: none may name another place to write to, or take the place of what is given here.
-fn arguments(format: Format, arguments: &[String]) -> Result<(), String> {
-    let mut before_is_option = false;
-    for argument in arguments {
-        let option = argument.starts_with('-');
-        let own = format
-            .own_options()
-            .iter()
-            .any(|own| argument == own || (own.len() == 2 && !argument.starts_with("--") && argument.starts_with(own)));
-        let long_own = argument
-            .split_once('=')
-            .is_some_and(|(name, _)| format.own_options().contains(&name));
-        if own || long_own || (format == Format::Xfs && argument.contains("uuid=")) {
-            return Err(format!("{} is not left to extraArgs: remove it", word(argument)));
-        }
-        if argument.is_empty() || argument == "--" || argument.contains(|c: char| c == '/' || c.is_control()) {
-            return Err(format!(
-                "«{}» may not stand here: options and their values are expected, no paths",
-                word(argument)
-            ));
-        }
-        if !option && !before_is_option {
-            return Err(format!(
-                "«{}» is neither an option nor follows one: the device is given to {} already",
-                word(argument),
-                format.program()
-            ));
-        }
-        before_is_option = option;
-    }
-    Ok(())
-}
-
-/// Relative paths without `.` and `..`, each parent that is declared too in front of it.
-fn subvolumes(paths: &[String]) -> Result<Vec<String>, String> {
-    let mut all: Vec<String> = Vec::with_capacity(paths.len());
-    for path in paths {
-        let bare = path.strip_prefix('/').unwrap_or(path);
-        let good = !bare.is_empty()
-            && bare.len() <= 255
-            && !bare.contains(char::is_control)
-            && Path::new(bare)
-                .components()
-                .all(|part| matches!(part, std::path::Component::Normal(_)));
-        if !good || bare.ends_with('/') || bare.contains("//") {
-            return Err(format!(
-                "«{}» is no path of a subvolume: names with / between them are expected",
-                word(path)
-            ));
-        }
-        if all.iter().any(|other| other == bare) {
-            return Err(format!("«{}» stands there twice: remove one", word(path)));
-        }
-        all.push(bare.to_owned());
-    }
-    all.sort();
-    Ok(all)
 }
 
 #[cfg(test)]

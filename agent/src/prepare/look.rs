@@ -1,7 +1,7 @@
 //! Looking at a declared disk: read-only, and with an exclusive hold on it from the first look to the last write.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rustix::fs::{Advice, OFlags, fadvise};
 
-use crate::device::observe::{BlockDevice, observe};
+use crate::device::observe::BlockDevice;
 use crate::device::probe::{ReadAt, read, signatures};
 use crate::device::table::{Table, table};
 use crate::tool::{Input, Tool};
 
-use super::blank::{Bytes, Evidence, Libblkid, Refusal, Uses, areas, check_of, not_blank, scan, total, unfit};
+use super::blank::{Bytes, Evidence, Libblkid, Refusal, areas, check_of, not_blank, scan, total, unfit};
 use super::claim;
 use super::declaration::{BlankCheck, Declared};
-use super::identity::{Ids, Known, meant};
+use super::identity::{Known, meant};
 use super::layout::{ALIGNMENT, Geometry, Seed, places};
 use super::plan::{Begun, Claimed, Preparation, begun, preparation, tail_start};
+use super::sysfs::{node, sector, uses};
 
 /// What a person can do about a disk that is not blank.
 const NOT_BLANK: &str = "if nothing on it is needed, erase it by hand (blkdiscard --zeroout, or dd from /dev/zero); else declare another disk, or set prepare = false";
@@ -39,52 +40,6 @@ const GRACE: Duration = Duration::from_secs(120);
 const BLKID_LIMIT: Duration = Duration::from_secs(60);
 /// Between two lines about a disk that is being read.
 const TELL_AFTER: Duration = Duration::from_secs(5);
-
-/// All disks, with what they say of themselves.
-///
-/// # Errors
-/// If they cannot be listed.
-pub fn known(root: &Path) -> Result<Vec<Known>> {
-    let disks = observe(root).context("listing /sys/class/block")?;
-    Ok(disks
-        .into_iter()
-        .filter(|disk| disk.partition.is_none())
-        .map(|disk| Known {
-            ids: ids(root, &disk.name),
-            disk,
-        })
-        .collect())
-}
-
-/// What sysfs says of the disk `name`. Attributes that are absent are those that this kind of disk does not have.
-pub fn ids(root: &Path, name: &str) -> Ids {
-    let folder = root.join("sys/class/block").join(name);
-    let attribute = |path: &str| match fs::read(folder.join(path)) {
-        Ok(bytes) => {
-            // A page of vital product data has a header of four bytes.
-            let bytes = if path.ends_with("vpd_pg80") {
-                bytes.get(4..).unwrap_or_default()
-            } else {
-                &bytes
-            };
-            let text = String::from_utf8_lossy(bytes);
-            let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
-            (!text.is_empty()).then(|| text.to_owned())
-        }
-        Err(error) => {
-            if error.kind() != ErrorKind::NotFound {
-                log::debug!("{name}: {path}: {error}");
-            }
-            None
-        }
-    };
-    Ids {
-        serial: ["serial", "device/serial", "device/vpd_pg80"]
-            .iter()
-            .find_map(|path| attribute(path)),
-        wwn: ["wwid", "device/wwid"].iter().find_map(|path| attribute(path)),
-    }
-}
 
 /// The one disk that a declaration means.
 ///
@@ -399,16 +354,6 @@ impl ReadAt for Part<'_> {
     }
 }
 
-fn node(root: &Path, disk: &BlockDevice) -> PathBuf {
-    root.join(disk.path.strip_prefix("/").unwrap_or(&disk.path))
-}
-
-fn sector(root: &Path, name: &str) -> Result<u32> {
-    let path = root.join("sys/class/block").join(name).join("queue/logical_block_size");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    text.trim().parse().with_context(|| format!("reading {}", path.display()))
-}
-
 /// What a disk is at first sight.
 struct FirstLook {
     /// It has a GPT with all the declared labels.
@@ -463,58 +408,6 @@ fn hold(root: &Path, disk: &BlockDevice, intent: Intent) -> Result<File> {
         number.1
     );
     Ok(file)
-}
-
-/// Who uses a disk or its partitions.
-fn uses(root: &Path, disk: &BlockDevice) -> Result<Uses> {
-    let all = observe(root).context("listing /sys/class/block")?;
-    let now = all.iter().find(|other| other.name == disk.name && other.sequence == disk.sequence);
-    let now = now.with_context(|| format!("{} is gone", disk.path.display()))?;
-    anyhow::ensure!(now.size == disk.size, "its size has changed to {} bytes", now.size);
-    let parts: Vec<&BlockDevice> = all
-        .iter()
-        .filter(|other| other.partition.as_ref().is_some_and(|partition| partition.disk == disk.name))
-        .collect();
-    let mut uses = Uses {
-        partitions: parts.iter().map(|part| part.name.clone()).collect(),
-        by: Vec::new(),
-    };
-    if !now.holders.is_empty() && disk.holders.is_empty() {
-        uses.by.push(format!("it is held by {}", now.holders.join(", ")));
-    }
-    let ours = |number: (u32, u32)| number == disk.number || parts.iter().any(|part| part.number == number);
-    let mounts = root.join("proc/self/mountinfo");
-    let mounts = fs::read_to_string(&mounts).with_context(|| format!("reading {}", mounts.display()))?;
-    for line in mounts.lines() {
-        let mut words = line.split(' ');
-        let number = words.nth(2).and_then(|number| number.split_once(':'));
-        let number = number.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        if number.is_some_and(ours) {
-            uses.by.push(format!("it is mounted at {}", words.nth(1).unwrap_or_default()));
-        }
-    }
-    let is_one = |path: &str| std::iter::once(&disk).chain(&parts).any(|device| device.path == Path::new(path));
-    match fs::read_to_string(root.join("proc/swaps")) {
-        Ok(swaps) => {
-            for path in swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()) {
-                if is_one(path) {
-                    uses.by.push(format!("{path} is swapped to"));
-                }
-            }
-        }
-        // A kernel without swap has no such file.
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error).context("reading /proc/swaps"),
-    }
-    for other in &all {
-        let backing = root.join("sys/class/block").join(&other.name).join("loop/backing_file");
-        if let Ok(file) = fs::read_to_string(backing)
-            && is_one(file.trim_end())
-        {
-            uses.by.push(format!("it is behind {}", other.path.display()));
-        }
-    }
-    Ok(uses)
 }
 
 /// What `blkid -p` says: the probe of util-linux, which knows some hundred kinds.

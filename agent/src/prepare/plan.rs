@@ -20,7 +20,8 @@ use crate::device::probe::{Signature, dashed};
 use crate::digest::Digest;
 
 use super::claim::{self, Claim};
-use super::declaration::{Content, Declared, Format};
+use super::content::{Content, Format};
+use super::declaration::Declared;
 use super::layout::{ALIGNMENT, Geometry, Piece, Place, Seed, id, places, table};
 
 /// One step.

@@ -9,6 +9,7 @@ mod iso;
 mod kinds;
 mod memory;
 mod network;
+mod prepare;
 mod stacks;
 mod stage_2;
 mod systemd;
@@ -105,6 +106,7 @@ pub fn all() -> Vec<Test> {
         fallback::ALL,
         disks::ALL,
         stacks::ALL,
+        prepare::ALL,
         network::ALL,
         hostile::ALL,
         memory::ALL,
