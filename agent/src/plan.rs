@@ -34,6 +34,7 @@ use crate::settings::table::{TABLE, by_name};
 use crate::settings::value::show_duration;
 use crate::settings::{Origin, Settings, Verify};
 use crate::stack::luks::{Key, LuksDevice};
+use crate::stack::swap::SwapArea;
 
 /// What boot would do.
 #[derive(Debug, Serialize)]
@@ -443,6 +444,10 @@ fn mounts(settings: &Settings, mode: Mode, entries: &[MountEntry]) -> Vec<String
         format!("symlink {TOPLEVEL_LINK} to the toplevel"),
     ]);
     mounts.extend(entries.iter().map(mount));
+    match mode {
+        Mode::Standalone => mounts.extend(settings.swap_devices.iter().filter_map(swap)),
+        Mode::Systemd => {}
+    }
     mounts
 }
 
@@ -455,6 +460,10 @@ fn unlocked((name, entry): (&String, &LuksDevice)) -> String {
     };
     let then = if entry.may_ask() { ", then a passphrase" } else { "" };
     format!("LUKS on {} as /dev/mapper/{name} ({by}{then})", entry.device)
+}
+
+fn swap((device, area): (&String, &SwapArea)) -> Option<String> {
+    (!area.noauto).then(|| format!("swap on {device}, if it is there"))
 }
 
 fn mount(entry: &MountEntry) -> String {

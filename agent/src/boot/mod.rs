@@ -27,6 +27,7 @@ pub mod medium;
 pub mod online;
 pub mod ram;
 pub mod standalone;
+pub mod swap;
 pub mod system;
 pub mod ticker;
 mod unlock;

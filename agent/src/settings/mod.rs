@@ -218,7 +218,7 @@ mod tests {
         let samples = samples();
         for row in table::TABLE {
             let Some((_, text)) = samples.iter().find(|(name, _)| *name == row.name) else {
-                assert!(matches!(row.name, "fileSystems" | "luks"));
+                assert!(matches!(row.name, "fileSystems" | "luks" | "swapDevices"));
                 continue;
             };
             let mut settings = Settings::defaults();
@@ -293,7 +293,7 @@ mod tests {
         assert!(
             table::TABLE
                 .iter()
-                .all(|row| s.origin(row.name) == Origin::File || matches!(row.name, "trustedPublicKeys" | "luks"))
+                .all(|row| s.origin(row.name) == Origin::File || matches!(row.name, "trustedPublicKeys" | "luks" | "swapDevices"))
         );
     }
 

@@ -17,6 +17,7 @@ use super::value::{cut, show_bytes, show_duration};
 use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
 use crate::stack::luks::LuksDevice;
+use crate::stack::swap::SwapDevice;
 use crate::store_path::StorePath;
 
 /// A wait that may be nothing: look once.
@@ -481,6 +482,16 @@ pub static TABLE: &[Row] = &[
         about: "LUKS containers that are opened in standalone mode, as NixOS's `boot.initrd.luks.devices` says it.",
     },
     Row {
+        name: "swapDevices",
+        kind: Objects {
+            form: "device or file → swap space",
+            put: put_swap_devices,
+        },
+        guard: Never,
+        show: |s| s.swap_devices.keys().cloned().collect::<Vec<_>>().join(" "),
+        about: "Swap space that is turned on in standalone mode where it is there, as NixOS's `swapDevices` says it.",
+    },
+    Row {
         name: "network.by",
         kind: Text {
             form: "`agent` or `system`",
@@ -732,6 +743,17 @@ fn put_luks(settings: &mut Settings, map: &serde_json::Map<String, serde_json::V
         devices.insert(name.clone(), device);
     }
     settings.luks = devices;
+    Ok(())
+}
+
+fn put_swap_devices(settings: &mut Settings, map: &serde_json::Map<String, serde_json::Value>) -> Result<(), String> {
+    let mut areas = std::collections::BTreeMap::new();
+    for (device, object) in map {
+        let entry: SwapDevice = serde_json::from_value(object.clone())
+            .map_err(|error| format!("«{}»: {}", cut(device), crate::foreign::sentence(&error.to_string())))?;
+        areas.insert(device.clone(), entry.validate(device)?);
+    }
+    settings.swap_devices = areas;
     Ok(())
 }
 

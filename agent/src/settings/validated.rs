@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
 use crate::stack::luks::LuksDevice;
+use crate::stack::swap::SwapArea;
 
 use super::value::Size;
 use crate::store_path::StorePath;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub file_systems: BTreeMap<String, FileSystemObject>,
     /// Name below `/dev/mapper` → container that is opened in standalone mode.
     pub luks: BTreeMap<String, LuksDevice>,
+    /// Device or file → swap space that is turned on in standalone mode.
+    pub swap_devices: BTreeMap<String, SwapArea>,
     /// The network, should it be needed.
     pub network: Network,
     /// Kernel modules, and which kernel this is.
@@ -402,6 +405,7 @@ impl Settings {
             },
             file_systems: BTreeMap::new(),
             luks: BTreeMap::new(),
+            swap_devices: BTreeMap::new(),
             network: Network {
                 by: NetworkBy::Agent,
                 interface: None,
