@@ -139,6 +139,12 @@ in
           message = ''boot.initrd.secrets is set, and NixOS's initrd is not used in standalone mode: keep keys on a disk, in boot.freshroot.persist, or set boot.freshroot.mode = "systemd".'';
         }
         {
+          assertion =
+            config.boot.resumeDevice == ""
+            && !lib.any (lib.hasPrefix "resume=") config.boot.kernelParams;
+          message = ''boot.resumeDevice (or resume= in boot.kernelParams) is set, and standalone mode resumes no hibernated system: remove it, or set boot.freshroot.mode = "systemd".'';
+        }
+        {
           assertion = !(config.system.etc.overlay.enable or false);
           message = ''system.etc.overlay is mounted by NixOS's own initrd: set system.etc.overlay.enable = false, or boot.freshroot.mode = "systemd".'';
         }

@@ -57,6 +57,11 @@ in
               fresh.agentLuks config.boot.initrd.luks.devices
             else
               null;
+          swapDevices =
+            let
+              found = fresh.agentSwapDevices config.swapDevices;
+            in
+            if cfg.mode == "standalone" && found != { } then found else null;
         } cfg.settings;
         configFile = fresh.configJson cfg.internal.configuration;
       };

@@ -139,6 +139,7 @@ rec {
     "fileSystems"
     "kernel.storeName"
     "luks"
+    "swapDevices"
   ];
 
   # In docs/settings.md, but of no use in an initrd that is to stay the same from generation to generation: these belong on command lines.
@@ -556,6 +557,21 @@ rec {
             fallbackToPassword = if entry.fallbackToPassword or false then true else null;
           };
       }) (attrNames devices)
+    );
+
+  # NixOS's swapDevices as the agent's setting swapDevices has them. What has to be made first (a file of a size, a key of chance) is left to the units of the running
+  # system: the file of a size is written anew there where its size differs, and must not be in use then.
+  agentSwapDevices =
+    devices:
+    listToAttrs (
+      map (entry: {
+        name = entry.device;
+        value = withoutNull {
+          priority = entry.priority or null;
+          discardPolicy = entry.discardPolicy or null;
+          options = if elem (entry.options or [ ]) [ [ ] [ "defaults" ] ] then null else entry.options;
+        };
+      }) (filter (entry: entry.size or null == null && !((entry.randomEncryption or { }).enable or false)) devices)
     );
 
   # What an entry of boot.initrd.luks.devices says that the agent does not do, by the names of the options.

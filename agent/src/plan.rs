@@ -35,6 +35,7 @@ use crate::settings::table::{TABLE, by_name};
 use crate::settings::value::{show_bytes, show_duration};
 use crate::settings::{Origin, Settings, Verify};
 use crate::stack::luks::{Key, LuksDevice};
+use crate::stack::swap::SwapArea;
 
 /// What boot would do.
 #[derive(Debug, Serialize)]
@@ -453,6 +454,10 @@ fn mounts(settings: &Settings, mode: Mode, entries: &[MountEntry]) -> Vec<String
         format!("symlink {TOPLEVEL_LINK} to the toplevel"),
     ]);
     mounts.extend(entries.iter().map(mount));
+    match mode {
+        Mode::Standalone => mounts.extend(settings.swap_devices.iter().filter_map(swap)),
+        Mode::Systemd => {}
+    }
     mounts
 }
 
@@ -486,6 +491,10 @@ fn disk(declared: &Declared, mode: Mode) -> String {
         Mode::Standalone => what,
         Mode::Systemd => format!("{what}; not in systemd's stage 1: run «freshroot prepare» before it is needed"),
     }
+}
+
+fn swap((device, area): (&String, &SwapArea)) -> Option<String> {
+    (!area.noauto).then(|| format!("swap on {device}, if it is there"))
 }
 
 fn mount(entry: &MountEntry) -> String {

@@ -1,13 +1,14 @@
 //! System calls and ioctls that no crate wraps: the only file that may hold `unsafe`.
 //!
-//! What is here was looked for first: rustix 1.1 and nix 0.31 have neither the loop ioctls nor `mount_setattr`, and the crates for loop devices
+//! What is here was looked for first: rustix 1.1 and nix 0.31 have neither the loop ioctls nor `mount_setattr` nor `swapon`, and the crates for loop devices
 //! generate their bindings with libclang at build time. The structures and numbers are the kernel's own, as `linux-raw-sys` carries them.
 #![allow(unsafe_code)]
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use linux_raw_sys::general::mount_attr;
 use linux_raw_sys::loop_device::{
@@ -181,6 +182,14 @@ pub fn make_subvolume(folder: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     volume.name[..bytes.len()].copy_from_slice(bytes);
     // SAFETY: the descriptor is open for as long as the borrow; the kernel reads one structure of this size, whose name ends in a NUL, and keeps nothing.
     unsafe { ioctl_make_subvolume(folder.as_raw_fd(), &raw const volume) }?;
+    Ok(())
+}
+
+/// Turns on swap space with `flags` (`SWAP_FLAG_*`).
+pub fn swapon(path: &Path, flags: i32) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a C string that lives as long as the call; the kernel keeps nothing of it.
+    nix::errno::Errno::result(unsafe { libc::swapon(path.as_ptr(), flags) })?;
     Ok(())
 }
 

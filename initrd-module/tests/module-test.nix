@@ -618,6 +618,50 @@ support.lines (
           };
         }
     )
+    (equal "swap space is told to the agent where nothing has to be made first"
+      (file (eval [
+        diskless
+        {
+          swapDevices = [
+            {
+              device = "/dev/disk/by-partlabel/disk-main-swap";
+              priority = 5;
+              discardPolicy = "both";
+              options = [ "defaults" ];
+              size = null;
+              randomEncryption.enable = false;
+            }
+            {
+              device = "/data/swapfile";
+              options = [ "nofail" ];
+            }
+            {
+              device = "/dev/disk/by-partlabel/disk-main-random";
+              randomEncryption.enable = true;
+            }
+            {
+              device = "/var/swapfile";
+              size = 2048;
+            }
+          ];
+        }
+      ])).swapDevices
+      {
+        "/dev/disk/by-partlabel/disk-main-swap" = {
+          priority = 5;
+          discardPolicy = "both";
+        };
+        "/data/swapfile".options = [ "nofail" ];
+      }
+    )
+    (check "under systemd, swap space is systemd's" (
+      !(
+        (file (eval [
+          minimal
+          { swapDevices = [ { device = "/dev/disk/by-label/swap"; } ]; }
+        ])) ? swapDevices
+      )
+    ) "it was told to the agent")
     (equal "a standalone initrd has a CA bundle where a URL begins with https"
       (map (one: one.target)
         (eval [
@@ -804,6 +848,18 @@ support.lines (
         };
       }
     ] "boot.freshroot.mode")
+    (refused "a device to resume from in standalone mode" [
+      diskless
+      { boot.resumeDevice = "/dev/disk/by-label/swap"; }
+    ] "boot.resumeDevice")
+    (refused "a word that asks to resume in standalone mode" [
+      diskless
+      { boot.kernelParams = [ "resume=LABEL=swap" ]; }
+    ] "boot.resumeDevice")
+    (equal "a device to resume from is systemd's to look at" (refusals (eval [
+      minimal
+      { boot.resumeDevice = "/dev/disk/by-label/swap"; }
+    ])) [ ])
     (refused "secrets in standalone mode" [
       diskless
       { boot.initrd.secrets."/key" = ./stubs.nix; }

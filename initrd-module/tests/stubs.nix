@@ -60,6 +60,7 @@ in
       };
       kernelPackages = any { kernel = "/nix/store/00000000000000000000000000000000-linux-6.18.1"; };
       kernelParams = list;
+      resumeDevice = any "";
       loader.grub.enable = bool true;
     };
     environment = {
@@ -92,6 +93,7 @@ in
       );
     };
     hardware.firmware = list;
+    swapDevices = list;
     networking.hostName = any "";
     nix = {
       enable = bool true;

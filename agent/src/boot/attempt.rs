@@ -11,6 +11,7 @@ use super::disks::Disks;
 use super::failing::keep_report;
 use super::medium::Medium;
 use super::prepare::prepare_disks;
+use super::swap::{Swaps, about_resume};
 use super::system;
 use super::unlock::unlock_all;
 use super::{ROOT, Stage};
@@ -86,7 +87,12 @@ pub(super) fn attempt<T>(
         report.warn(oddity);
     }
     prepare_disks(Path::new(ROOT), stage.mode, &settings.disks, &mut disks, report);
+    if let Some(warning) = about_resume(&command_line, stage.mode) {
+        report.warn(warning);
+    }
     unlock_all(settings, &mut disks, report);
+    let mut swaps = Swaps::new(settings, stage.mode);
+    swaps.devices(Path::new(ROOT), report);
     let cache = find_cache(stage, settings, &entries, &mut disks, report);
     let mut acquire = Acquire::new(Path::new(ROOT), settings, &wanted, running_kernel(settings), cache, report).within(stage);
     // Nobody waits for a medium that is not needed; one that is there may still have a good copy of what is damaged.
@@ -105,7 +111,7 @@ pub(super) fn attempt<T>(
         entries: &entries,
         make_ready,
     }
-    .until_ready(&mut disks, &mut acquire, report);
+    .until_ready(&mut disks, &mut acquire, &mut swaps, report);
     if let Err(error) = acquire.close(built.is_ok()) {
         log::warn!("{error:#}");
     }
@@ -134,12 +140,21 @@ struct Build<'a, T> {
 
 impl<T> Build<'_, T> {
     /// Decides and mounts until a system is ready. A generation whose system cannot be started is left out of the next decision.
-    fn until_ready(&self, disks: &mut Disks<'_>, acquire: &mut Acquire<'_>, report: &mut Report) -> Result<Built<T>, Failure> {
+    fn until_ready(
+        &self,
+        disks: &mut Disks<'_>,
+        acquire: &mut Acquire<'_>,
+        swaps: &mut Swaps,
+        report: &mut Report,
+    ) -> Result<Built<T>, Failure> {
         loop {
             let acquired = acquire.next(report)?;
             let mut log = MountLog::new();
             let error = match self.build(disks, &acquired, &mut log, report) {
                 Ok(ready) => {
+                    // Not before: a file that is in use keeps its disk from being unmounted.
+                    swaps.devices(Path::new(ROOT), report);
+                    swaps.files(&self.stage.sysroot, report);
                     report.outcome = Outcome::Booted;
                     acquire.count_try(&acquired, report);
                     if let Err(error) = keep_report(report, acquire.disk().map(Cache::folder)) {

@@ -27,6 +27,7 @@ pub fn mount_cache(at: &Path, settings: &Settings, entries: &[MountEntry], disks
     let cache = &settings.cache;
     let name = cache.device.as_ref().context("no cache.device is configured")?;
     let device = disks.find(name, cache.wait)?;
+    device.mountable()?;
     let fs_type = if cache.fs_type == "auto" {
         file_system_of(&device)?
     } else {

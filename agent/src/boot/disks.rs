@@ -295,6 +295,7 @@ impl<'a> Disks<'a> {
 /// # Errors
 /// If it holds none.
 pub fn file_system_of(device: &BlockDevice) -> Result<String> {
+    device.mountable()?;
     let signature = device.content.signature().filter(|signature| signature.kind.is_file_system());
     signature
         .map(|signature| signature.kind.name().to_owned())

@@ -29,6 +29,7 @@ pub mod online;
 pub mod prepare;
 pub mod ram;
 pub mod standalone;
+pub mod swap;
 pub mod system;
 pub mod ticker;
 mod unlock;

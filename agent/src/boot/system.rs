@@ -191,6 +191,7 @@ fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> R
     let name = entry.device().context("the entry names no device")?;
     let limit = entry.timeout().unwrap_or(DEVICE_WAIT);
     let device = disks.find_since(name, started, limit)?;
+    device.mountable()?;
     let fs_type = file_system_of(&device).ok();
     let degraded = entry.options().file_system.iter().any(|option| option.key == "degraded");
     let members = disks.members(&device, degraded, started, limit)?;

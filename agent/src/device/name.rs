@@ -41,6 +41,19 @@ impl DeviceName {
         }
     }
 
+    /// The link that udev makes by this name, or the path itself. None where the value is longer than a file name, or holds what udev leaves out.
+    pub fn link(&self) -> Option<PathBuf> {
+        let (folder, value) = match self {
+            Self::Path(path) => return Some(path.clone()),
+            Self::Label(value) => ("by-label", value),
+            Self::Uuid(value) => ("by-uuid", value),
+            Self::PartLabel(value) => ("by-partlabel", value),
+            Self::PartUuid(value) => ("by-partuuid", value),
+        };
+        let name = escape(value);
+        (name.len() < 256 && name != "." && name != "..").then(|| Path::new("/dev/disk").join(folder).join(name))
+    }
+
     /// Whether both are one name, however it was written.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -149,6 +162,20 @@ fn unquote(value: &str) -> Result<&str, String> {
     }
 }
 
+/// Writes a value as udev does in a link (systemd's `encode_devnode_name`).
+fn escape(value: &str) -> String {
+    let mut escaped = String::with_capacity(value.len());
+    for character in value.chars() {
+        if character.is_ascii_alphanumeric() || "#+-.:=@_".contains(character) || !character.is_ascii() {
+            escaped.push(character);
+        } else {
+            // One byte, since it is ASCII.
+            escaped.push_str(&format!("\\x{:02x}", u32::from(character)));
+        }
+    }
+    escaped
+}
+
 /// Undoes udev's `\xNN`.
 fn unescape(link: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(link.len());
@@ -228,6 +255,24 @@ mod tests {
         for (text, name) in cases {
             assert_eq!(text.parse::<DeviceName>(), Ok(name), "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_has_the_link_that_udev_makes_of_it() {
+        for (text, link) in [
+            ("LABEL=my disk", r"/dev/disk/by-label/my\x20disk"),
+            ("LABEL=a/b\\c", r"/dev/disk/by-label/a\x2fb\x5cc"),
+            ("PARTLABEL=grün", "/dev/disk/by-partlabel/grün"),
+            ("PARTLABEL=disk-main-a+b:c", "/dev/disk/by-partlabel/disk-main-a+b:c"),
+            ("UUID=26A3-91F0", "/dev/disk/by-uuid/26A3-91F0"),
+            ("/dev/vg/lv", "/dev/vg/lv"),
+        ] {
+            let name: DeviceName = text.parse().unwrap();
+            let made = name.link().unwrap();
+            assert_eq!(made.to_str(), Some(link), "{text}");
+            assert_eq!(link.parse::<DeviceName>(), Ok(name));
+        }
+        assert_eq!(DeviceName::Label("..".to_owned()).link(), None);
     }
 
     #[test]

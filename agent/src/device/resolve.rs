@@ -26,7 +26,7 @@ pub enum Match {
 /// | the device | counts for a label or UUID |
 /// |---|---|
 /// | holds one file system, swap, or LUKS container of that name | yes |
-/// | is a member of an array, pool or volume group | no: what is made of it has the name |
+/// | is a member of an array, pool, volume group or the like | no: what is made of it has the name |
 /// | is a disk with partitions | no: one of its partitions has the name |
 /// | is a disk with partitions and holds an ISO 9660 image, as a stick does that one was written to | yes, unless one of its partitions has the name |
 /// | has a holder that carries the same signature (multipath, RAID 1) | no: the holder counts |

@@ -507,7 +507,7 @@ fn kind_of(entry: &FileSystemEntry, options: &MountOptions) -> Result<MountKind,
             "type «{fs_type}» is not mounted by the agent; use systemd stage 1 (it has the helpers), or set neededForBoot = false so that stage 2 mounts it"
         ),
         "zfs" => "type «zfs»: pools are imported by the tools of ZFS, which the agent does not run; use systemd stage 1 (NixOS brings zfs-import there), or set neededForBoot = false so that stage 2 mounts it".to_owned(),
-        "swap" => "swap space has no mount point; list it in swapDevices, which stage 2 turns on".to_owned(),
+        "swap" => "swap space has no mount point; list it in swapDevices".to_owned(),
         _ => format!(
             "type «{fs_type}» is not mounted by the agent (it knows ext2, ext3, ext4, xfs, btrfs, f2fs, bcachefs, vfat, exfat, tmpfs, overlay and binds); use systemd stage 1, or set neededForBoot = false so that stage 2 mounts it"
         ),

@@ -218,7 +218,7 @@ mod tests {
         let samples = samples();
         for row in table::TABLE {
             let Some((_, text)) = samples.iter().find(|(name, _)| *name == row.name) else {
-                assert!(["fileSystems", "luks", "disks"].contains(&row.name), "{}", row.name);
+                assert!(["fileSystems", "luks", "swapDevices", "disks"].contains(&row.name), "{}", row.name);
                 continue;
             };
             let mut settings = Settings::defaults();
@@ -295,7 +295,7 @@ mod tests {
         assert!(
             table::TABLE
                 .iter()
-                .all(|row| s.origin(row.name) == Origin::File || matches!(row.name, "trustedPublicKeys" | "luks"))
+                .all(|row| s.origin(row.name) == Origin::File || matches!(row.name, "trustedPublicKeys" | "luks" | "swapDevices"))
         );
     }
 

@@ -18,6 +18,7 @@ use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
 use crate::prepare::declaration::{Declared, declared};
 use crate::stack::luks::LuksDevice;
+use crate::stack::swap::SwapDevice;
 use crate::store_path::StorePath;
 
 /// A wait that may be nothing: look once.
@@ -492,6 +493,16 @@ pub static TABLE: &[Row] = &[
         about: "Disks as disko declares them. With `prepare` in it, one that is blank is partitioned and gets its file systems: see [disks.md](disks.md).",
     },
     Row {
+        name: "swapDevices",
+        kind: Objects {
+            form: "device or file → swap space",
+            put: put_swap_devices,
+        },
+        guard: Never,
+        show: |s| s.swap_devices.keys().cloned().collect::<Vec<_>>().join(" "),
+        about: "Swap space that is turned on in standalone mode where it is there, as NixOS's `swapDevices` says it.",
+    },
+    Row {
         name: "network.by",
         kind: Text {
             form: "`agent` or `system`",
@@ -769,6 +780,17 @@ fn put_disks(settings: &mut Settings, map: &serde_json::Map<String, serde_json::
         disks.push(disk);
     }
     settings.disks = disks;
+    Ok(())
+}
+
+fn put_swap_devices(settings: &mut Settings, map: &serde_json::Map<String, serde_json::Value>) -> Result<(), String> {
+    let mut areas = std::collections::BTreeMap::new();
+    for (device, object) in map {
+        let entry: SwapDevice = serde_json::from_value(object.clone())
+            .map_err(|error| format!("«{}»: {}", cut(device), crate::foreign::sentence(&error.to_string())))?;
+        areas.insert(device.clone(), entry.validate(device)?);
+    }
+    settings.swap_devices = areas;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use crate::formats::release::ChannelName;
 use crate::http::proxy::{Exception, Proxy};
 use crate::prepare::declaration::Declared;
 use crate::stack::luks::LuksDevice;
+use crate::stack::swap::SwapArea;
 use crate::store_path::StorePath;
 
 use super::value::Size;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub luks: BTreeMap<String, LuksDevice>,
     /// Disks that are declared as disko declares them, for preparing blank ones.
     pub disks: Vec<Declared>,
+    /// Device or file → swap space that is turned on in standalone mode.
+    pub swap_devices: BTreeMap<String, SwapArea>,
     /// The network, should it be needed.
     pub network: Network,
     /// Kernel modules, and which kernel this is.
@@ -406,6 +409,7 @@ impl Settings {
             file_systems: BTreeMap::new(),
             luks: BTreeMap::new(),
             disks: Vec::new(),
+            swap_devices: BTreeMap::new(),
             network: Network {
                 by: NetworkBy::Agent,
                 interface: None,

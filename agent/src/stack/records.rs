@@ -37,10 +37,50 @@ pub fn write(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Adds `link` (below `/dev`) to the record of the device with this number, which is made if there is none. What udev finds out later replaces it.
+///
+/// # Errors
+/// Those of reading and writing `/run`.
+pub fn add_link(root: &Path, number: (u32, u32), link: &Path) -> Result<()> {
+    let folder = root.join(RECORDS);
+    let (major, minor) = number;
+    let record = folder.join(format!("b{major}:{minor}"));
+    let is_mapped = root.join(format!("sys/dev/block/{major}:{minor}/dm")).exists();
+    let mut text = match fs::read_to_string(&record) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => if is_mapped { RECORD } else { "" }.to_owned(),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", record.display())),
+    };
+    let link = link.strip_prefix("/dev").unwrap_or(link);
+    let line = format!("S:{}\n", link.display());
+    if text.contains(&line) {
+        return Ok(());
+    }
+    text.push_str(&line);
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    fs::write(&record, text).with_context(|| format!("writing {}", record.display()))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_link_is_added_to_the_record_once() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("sys/dev/block/253:0/dm")).unwrap();
+        for (number, link) in [
+            ((8, 1), "/dev/disk/by-label/a\\x20b"),
+            ((8, 1), "/dev/disk/by-label/a\\x20b"),
+            ((253, 0), "/dev/vg/swap"),
+        ] {
+            add_link(root.path(), number, Path::new(link)).unwrap();
+        }
+        let read = |name: &str| fs::read_to_string(root.path().join(RECORDS).join(name)).unwrap();
+        assert_eq!(read("b8:1"), "S:disk/by-label/a\\x20b\n");
+        assert_eq!(read("b253:0"), format!("{RECORD}S:vg/swap\n"));
+    }
 
     #[test]
     fn mapped_devices_get_a_record_and_others_none() {

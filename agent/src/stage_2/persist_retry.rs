@@ -123,6 +123,7 @@ fn mount(root: &Path, wanted: &[MountEntry], device: &BlockDevice, events: &mut 
             let name: DeviceName = entry.device().context("the entry names no device")?.parse()?;
             wait_for(Path::new("/"), &name, now, events, &mut |_| {})?
         };
+        device.mountable()?;
         let members = wait_for_members(Path::new("/"), &device, now, events, &mut |_| {});
         let members = match members {
             Err(FindError::Fewer { there, .. }) if entry.options().file_system.iter().any(|option| option.key == "degraded") => there,

@@ -89,30 +89,88 @@ fn persistence(trial: &Trial<'_>) -> Result<()> {
     let xfs = make("XFS", 512, FsType::Xfs)?;
     let btrfs = make("BTRFS", 256, FsType::Btrfs)?;
     let vfat = make("VFAT", 64, FsType::Vfat)?;
+    let swap = swap_disk(trial, "SWAP")?;
+    let asleep = swap_disk(trial, "ASLEEP")?;
+    put_to_sleep(&asleep)?;
+    let asleep_before = std::fs::read(asleep.path())?;
+    swap_units(trial, &ext4)?;
     let system = trial.lab.system(Spec::generation(1))?;
     let config = |btrfs_options: &[&str]| {
-        json!({ "fileSystems": {
+        json!({ "swapDevices": {
+            "/dev/disk/by-label/SWAP": { "priority": 5, "discardPolicy": "once" },
+            "/persist/swapfile": {},
+            "LABEL=ASLEEP": {},
+        }, "fileSystems": {
             "/persist": { "mountPoint": "/persist", "device": "LABEL=DATA", "fsType": "ext4", "options": ["noatime"] },
             "/var/lib/app": { "mountPoint": "/var/lib/app", "device": "/persist/app", "fsType": "none", "options": ["bind"], "depends": ["/persist"] },
             "/srv/xfs": { "mountPoint": "/srv/xfs", "device": "LABEL=XFS", "fsType": "xfs", "options": ["defaults"] },
             "/srv/btrfs": { "mountPoint": "/srv/btrfs", "device": "LABEL=BTRFS", "fsType": "btrfs", "options": btrfs_options },
             "/srv/vfat": { "mountPoint": "/srv/vfat", "device": "LABEL=VFAT", "fsType": "vfat", "options": ["umask=0077"] },
+            "/etc/systemd/system.control": { "device": "/persist/units", "fsType": "none", "options": ["bind"] },
             "/srv/scratch": { "mountPoint": "/srv/scratch", "device": "tmpfs", "fsType": "tmpfs", "options": ["size=16m", "mode=0700"] },
         } })
     };
     let boot = |options: &[&str]| {
-        let boot = trial.boot().config(config(options)).disk(&cache).system(&system);
-        [&ext4, &xfs, &btrfs, &vfat].into_iter().fold(boot, |boot, disk| boot.disk(disk))
+        let boot = trial
+            .boot()
+            .config(config(options))
+            .disk(&cache)
+            .system(&system)
+            .words("resume=LABEL=ASLEEP");
+        [&ext4, &xfs, &btrfs, &vfat, &swap, &asleep]
+            .into_iter()
+            .fold(boot, |boot, disk| boot.disk(disk))
     };
     let files = "/persist/kept /var/lib/app/kept /srv/xfs/kept /srv/vfat/kept";
     let write = format!(
-        "set -e; for f in {files} /srv/scratch/lost; do echo $f >$f; done; {MAKE_SUBVOLUME}; echo inside >/srv/btrfs/data/kept; test -e /persist/app/kept"
+        "set -e; for f in {files} /srv/scratch/lost; do echo $f >$f; done; {MAKE_SUBVOLUME}; echo inside >/srv/btrfs/data/kept; test -e /persist/app/kept; dd if=/dev/zero of=/persist/swapfile bs=1M count=8 status=none; chmod 0600 /persist/swapfile; mkswap -q /persist/swapfile"
     );
     boot(&["defaults"]).script(&write).once("write")?;
     let look = format!(
-        "set -e; for f in {files}; do grep -qx $f $f; done; test ! -e /srv/scratch/lost; grep -qx inside /srv/btrfs/kept; findmnt -n -o OPTIONS /srv/btrfs | grep -q subvol=/data; findmnt -n -o FSTYPE /srv/scratch | grep -qx tmpfs"
+        "set -e; for f in {files}; do grep -qx $f $f; done; test ! -e /srv/scratch/lost; grep -qx inside /srv/btrfs/kept; findmnt -n -o OPTIONS /srv/btrfs | grep -q subvol=/data; findmnt -n -o FSTYPE /srv/scratch | grep -qx tmpfs; {SWAP_IS_ON}"
     );
-    boot(&["subvol=data", "compress=zstd"]).script(&look).once("look")?;
+    let booted = boot(&["subvol=data", "compress=zstd"]).script(&look).once("look")?;
     ensure!(ext4.is_clean()?, "the data disk needs a journal replay after a power-off");
+    let warnings = booted.report["warnings"].to_string();
+    ensure!(
+        warnings.contains("resume=LABEL=ASLEEP: nothing is resumed") && warnings.contains("holds a hibernated system, and is left alone"),
+        "report: {}",
+        booted.report
+    );
+    ensure!(std::fs::read(asleep.path())? == asleep_before, "a hibernated system was written to");
+    Ok(())
+}
+
+/// The agent turned it on, and the running system's unit for it has nothing to do, and does not fail at doing it again.
+const SWAP_IS_ON: &str = r#"cat /proc/swaps; grep -q '^/dev/vd.*partition.*5$' /proc/swaps; grep -q '^/persist/swapfile' /proc/swaps; for unit in 'dev-disk-by\x2dlabel-SWAP.swap' persist-swapfile.swap; do systemctl is-active $unit; test "$(systemctl show -p ControlPID -p Result --value $unit | tr '\n' ' ')" = '0 success ' || { systemctl status $unit; false; }; done; ! systemctl --failed --plain | grep swap"#;
+
+fn swap_disk(trial: &Trial<'_>, label: &str) -> Result<Disk> {
+    let disk = Disk::blank(&trial.dir.join(format!("{label}.img")), 16)?;
+    let program = crate::command::Tool::new("mkswap", std::time::Duration::from_secs(60));
+    program.args(["-q", "-L", label]).arg(disk.path()).run()?;
+    Ok(disk)
+}
+
+/// Writes the kernel's signature of a hibernated system over that of swap space.
+fn put_to_sleep(disk: &Disk) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().write(true).open(disk.path())?;
+    Ok(file.write_all_at(b"S1SUSPEND\0", 4086)?)
+}
+
+/// Units for swap as systemd's generator makes them of an fstab, in a folder that is persisted for them.
+fn swap_units(trial: &Trial<'_>, data: &Disk) -> Result<()> {
+    let folder = trial.dir.join("units");
+    std::fs::create_dir_all(&folder)?;
+    let swaps = [
+        (r"dev-disk-by\x2dlabel-SWAP.swap", "/dev/disk/by-label/SWAP"),
+        ("persist-swapfile.swap", "/persist/swapfile"),
+    ];
+    for (unit, what) in swaps {
+        std::fs::write(folder.join(unit), format!("[Unit]\nBefore=swap.target\n[Swap]\nWhat={what}\n"))?;
+    }
+    let wants = swaps.map(|(unit, _)| unit).join(" ");
+    std::fs::write(folder.join("swap.target"), format!("[Unit]\nDescription=Swaps\nRequires={wants}\n"))?;
+    data.put(&folder, "/units")?;
     Ok(())
 }

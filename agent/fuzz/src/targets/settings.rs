@@ -218,7 +218,7 @@ fn module_options(parsed: &CommandLine) {
 }
 
 /// Settings that a command line can never set.
-const FILE_ONLY: [&str; 5] = ["fileSystems", "luks", "disks", "kernel.storeName", "commandLineMay"];
+const FILE_ONLY: [&str; 6] = ["fileSystems", "luks", "swapDevices", "disks", "kernel.storeName", "commandLineMay"];
 
 fn settings(input: &[u8]) {
     let settings = match Settings::from_sources(Some(("config.json", input)), b"") {
@@ -240,6 +240,7 @@ fn settings(input: &[u8]) {
         "fileSystems": settings.file_systems,
         "luks": settings.luks,
         "disks": disks,
+        "swapDevices": settings.swap_devices.keys().map(|device| (device.clone(), json!({}))).collect::<serde_json::Map<_, _>>(),
         "kernel": {"storeName": settings.kernel.store_name},
         "commandLineMay": may.collect::<Vec<_>>(),
     });

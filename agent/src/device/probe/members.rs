@@ -1,4 +1,4 @@
-//! What makes a device a part of something else: LUKS, LVM, MD, ZFS, bcache.
+//! What makes a device a part of something else: LUKS, LVM, MD, ZFS, bcache, dm-integrity, dm-verity.
 
 use std::io;
 
@@ -128,4 +128,15 @@ pub(super) fn bcache(source: &Source<'_>) -> io::Result<Option<Signature>> {
     ];
     let Some(block) = source.bytes(4096, 512)? else { return Ok(None) };
     Ok(has(&block, 24, &MAGIC).then(|| Signature::new(Kind::BcacheMember, text(&block, 72, 32), uuid(&block, 40))))
+}
+
+/// What dm-integrity or dm-verity have on a device of their own. Layouts: Linux `drivers/md/dm-integrity.c`, `struct superblock`; `struct verity_sb` of
+/// cryptsetup's `lib/verity/verity.c`; both at 0.
+pub(super) fn device_mapper(source: &Source<'_>) -> io::Result<Option<Signature>> {
+    let Some(block) = source.bytes(0, 512)? else { return Ok(None) };
+    if has(&block, 0, b"integrt\0") {
+        return Ok(Some(Signature::new(Kind::IntegrityMember, None, None)));
+    }
+    let verity = has(&block, 0, b"verity\0\0") && le32(&block, 8) == Some(1);
+    Ok(verity.then(|| Signature::new(Kind::VerityHash, None, uuid(&block, 16))))
 }

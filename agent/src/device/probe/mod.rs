@@ -65,6 +65,10 @@ pub enum Kind {
     ZfsMember,
     /// A backing or cache device of bcache.
     BcacheMember,
+    /// A device that dm-integrity keeps its tags on, beside the data.
+    IntegrityMember,
+    /// The hashes of a dm-verity device.
+    VerityHash,
 }
 
 impl Kind {
@@ -92,13 +96,15 @@ impl Kind {
             Self::MdMember => "linux_raid_member",
             Self::ZfsMember => "zfs_member",
             Self::BcacheMember => "bcache",
+            Self::IntegrityMember => "DM_integrity",
+            Self::VerityHash => "DM_verity_hash",
         }
     }
 
     /// Whether the device is a part of something else. What looks like a file system on it belongs to that, and has its label there.
     pub const fn is_member(self) -> bool {
         match self {
-            Self::LvmMember | Self::MdMember | Self::ZfsMember | Self::BcacheMember => true,
+            Self::LvmMember | Self::MdMember | Self::ZfsMember | Self::BcacheMember | Self::IntegrityMember | Self::VerityHash => true,
             Self::Ext2 | Self::Ext3 | Self::Ext4 | Self::Xfs | Self::Btrfs | Self::Vfat | Self::Exfat | Self::F2fs | Self::Bcachefs => {
                 false
             }
@@ -202,12 +208,13 @@ impl fmt::Display for Content {
 type Prober = fn(&Source<'_>) -> io::Result<Option<Signature>>;
 
 /// All kinds, those that shadow others first.
-const PROBERS: [Prober; 17] = [
+const PROBERS: [Prober; 18] = [
     members::luks,
     members::lvm,
     members::md,
     members::zfs,
     members::bcache,
+    members::device_mapper,
     other::swap,
     file_systems::ext,
     file_systems::xfs,

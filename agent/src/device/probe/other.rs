@@ -6,27 +6,26 @@ use super::source::{has, le16, le32, le64, text, uuid};
 use super::{Kind, Signature, Source};
 
 /// Swap space, or a hibernated system in it. Layout: Linux `include/linux/swap.h`, `union swap_header`, whose magic ends the first page (4 to 64 KiB
-/// by machine); the magics of hibernation: `kernel/power/swap.c` (`HIBERNATE_SIG`), uswsusp and TuxOnIce.
+/// by machine); the magics of hibernation: `kernel/power/swap.c` (`HIBERNATE_SIG`) and uswsusp in its place; TuxOnIce leaves the header as it is, and has
+/// its own at 0.
 pub(super) fn swap(source: &Source<'_>) -> io::Result<Option<Signature>> {
-    const SUSPENDED: [&[u8]; 5] = [
-        b"S1SUSPEND",
-        b"S2SUSPEND",
-        b"ULSUSPEND",
-        b"LINHIB0001",
-        b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c",
-    ];
+    const SUSPENDED: [&[u8]; 4] = [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"];
+    const TUX_ON_ICE: [u8; 8] = *b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c";
     for page in [4096_u64, 8192, 16384, 32768, 65536] {
         let Some(magic) = source.bytes(page - 10, 10)? else {
             return Ok(None);
         };
-        let kind = if *magic == *b"SWAPSPACE2" || *magic == *b"SWAP-SPACE" {
-            Kind::Swap
-        } else if SUSPENDED.iter().any(|suspended| magic.starts_with(suspended)) {
+        let is_swap = *magic == *b"SWAPSPACE2" || *magic == *b"SWAP-SPACE";
+        let suspended = SUSPENDED.iter().any(|suspended| magic.starts_with(suspended));
+        if !is_swap && !suspended {
+            continue;
+        }
+        let Some(header) = source.bytes(1024, 44)? else { return Ok(None) };
+        let kind = if suspended || source.bytes(0, 8)?.is_some_and(|start| *start == TUX_ON_ICE) {
             Kind::Hibernation
         } else {
-            continue;
+            Kind::Swap
         };
-        let Some(header) = source.bytes(1024, 44)? else { return Ok(None) };
         return Ok(Some(Signature::new(kind, text(&header, 28, 16), uuid(&header, 12))));
     }
     Ok(None)

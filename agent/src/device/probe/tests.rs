@@ -248,14 +248,43 @@ fn a_device_of_a_pool_or_of_bcache_is_a_member() {
 
 #[test]
 fn a_hibernated_system_is_not_mere_swap() {
-    for magic in [&b"S1SUSPEND\0"[..], b"LINHIB0001"] {
+    // The kernel's own, uswsusp's, and TuxOnIce's, which stands in another place.
+    for (at, magic) in [
+        (4086, &b"S1SUSPEND\0"[..]),
+        (4086, b"S2SUSPEND\0"),
+        (4086, b"ULSUSPEND\0"),
+        (4086, b"LINHIB0001"),
+        (0, b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"),
+    ] {
         let (_folder, path) = made(4, "mkswap -q -L sleep {}");
-        write(&path, 4086, magic);
+        write(&path, at, magic);
         let signature = found(&path).signature().cloned().unwrap();
         assert_eq!((signature.kind, signature.label.as_deref()), (Kind::Hibernation, Some("sleep")));
         assert!(!signature.kind.is_file_system());
-        assert_eq!(blkid(&path).0, "swsuspend");
+        assert_eq!(blkid(&path).0, "swsuspend", "{magic:?}");
     }
+}
+
+#[test]
+fn devices_of_dm_integrity_and_dm_verity_are_members() {
+    // Old superblocks of a file system may be left behind both.
+    let cases = [
+        (&b"integrt\0\x04"[..], Kind::IntegrityMember, "DM_integrity"),
+        (b"verity\0\0\x01\0\0\0", Kind::VerityHash, "DM_verity_hash"),
+    ];
+    for (bytes, kind, name) in cases {
+        let (_folder, path) = made(4, "mkfs.ext4 -q {}");
+        write(&path, 0, bytes);
+        let signature = found(&path).signature().cloned().unwrap();
+        assert_eq!((signature.kind, signature.kind.name()), (kind, name));
+        assert!(kind.is_member());
+    }
+    let (_folder, path) = made(4, "true");
+    write(&path, 0, b"verity\0\0\x01\0\0\0\x01\0\0\0abcdefghijklmnop");
+    assert!(same_as_blkid(&path).uuid.is_some());
+    let (_folder, path) = made(4, "true");
+    write(&path, 0, b"integrt\0\x01");
+    assert_eq!(blkid(&path).0, "DM_integrity");
 }
 
 #[test]
