@@ -396,6 +396,27 @@ fn how_fast_a_mirror_was_is_remembered_without_its_credentials() {
 }
 
 #[test]
+fn row_23_an_image_that_the_disk_refuses_goes_to_ram_where_nothing_else_boots() {
+    network();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    let server = serve(|_, reply| reply);
+    for (cached, expected) in [(&[][..], (2, Source::Ram)), (&[1], (1, Source::Cache))] {
+        let machine = Machine::new(&server, cached, r#""policy": {"fetchWait": "5s"}"#);
+        // A folder in the way of the partial image: opening it fails as on a disk that is broken.
+        let partial = machine.folder().join(format!("partial/{}.part", World::new(2).image.sha256));
+        fs::create_dir_all(partial.join("x")).unwrap();
+        let (booted, report) = machine.boot("");
+        assert_eq!(booted.unwrap(), expected, "{:?}", report.warnings);
+        let told = report.warnings.join("\n");
+        assert!(
+            told.contains(".part") && told.contains("goes to RAM") == cached.is_empty(),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn an_image_that_is_whole_in_ram_is_not_fetched_again_by_the_next_attempt() {
     network();
     unshare(CloneFlags::CLONE_NEWNS).unwrap();

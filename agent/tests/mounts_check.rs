@@ -64,6 +64,54 @@ fn the_check_comes_before_the_mount_once_for_each_disk_and_its_result_is_kept() 
 }
 
 #[test]
+fn a_disk_that_takes_no_writes_is_mounted_for_reading_and_that_is_told() {
+    let _alone = private_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let file = Disk::file(dir.path(), "protected", 16);
+    run("mkfs.ext4", &["-q", file.to_str().unwrap()]);
+    let disk = Disk::plug_as(&file, true);
+    for (options, protected) in [("defaults", true), ("ro", false)] {
+        let sysroot = bare_root(dir.path());
+        let json = format!(r#"[{{"mountPoint": "/data", "device": "d", "fsType": "ext4", "options": ["{options}"]}}]"#);
+        let outcomes = apply(&sysroot, &disk, dir.path(), &json).unwrap();
+        assert_eq!(
+            (&outcomes[0].outcome, outcomes[0].write_protected),
+            (&Outcome::Mounted, protected),
+            "{outcomes:?}"
+        );
+        assert!(sysroot.join("data/lost+found").is_dir() && fs::write(sysroot.join("data/x"), "").is_err());
+        run("umount", &["-R", sysroot.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_disk_that_has_taken_the_name_of_another_is_not_mounted_in_its_place() {
+    let _alone = private_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = ext4(dir.path(), "second", &[]);
+    let sysroot = bare_root(dir.path());
+    let name = disk.path().file_name().unwrap();
+    let file = Path::new("/sys/class/block").join(name).join("diskseq");
+    let own = fs::read_to_string(&file).unwrap().trim_end().to_owned();
+    for (said, mounted) in [("1", false), (own.as_str(), true)] {
+        let mut find = |_: &MountEntry| {
+            Ok(FoundDevice {
+                path: disk.path().to_owned(),
+                identities: vec![(file.clone(), said.to_owned())],
+                ..FoundDevice::default()
+            })
+        };
+        let json = r#"[{"mountPoint": "/data", "device": "d", "fsType": "ext4", "need": "degraded"}]"#;
+        let outcomes = persist::apply(&sysroot, &entries(json), &mut find, &mut MountLog::new()).unwrap();
+        match &outcomes[0].outcome {
+            Outcome::Missing { reason } => assert!(!mounted && reason.contains("was pulled out"), "{reason}"),
+            Outcome::Mounted => assert!(mounted, "{said} is not {own}"),
+        }
+    }
+    run("umount", &["-R", sysroot.to_str().unwrap()]);
+}
+
+#[test]
 fn what_needs_a_person_is_not_mounted_and_need_decides() {
     let _alone = private_mounts();
     let dir = tempfile::tempdir().unwrap();

@@ -110,6 +110,7 @@ fn find(entry: &MountEntry, events: &mut Socket) -> Result<FoundDevice> {
     let device = wait_for(Path::new("/"), &name, soon, events, &mut |_| {})?;
     let members = wait_for_members(Path::new("/"), &device, soon, events, &mut |_| {})?;
     Ok(FoundDevice {
+        identities: Vec::new(),
         fs_type: device.content.signature().map(|signature| signature.kind.name().to_owned()),
         path: device.path,
         members: match members.as_slice() {

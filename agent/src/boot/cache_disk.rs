@@ -15,7 +15,7 @@ use crate::mode::Mode;
 use crate::mount::check::{self, check};
 use crate::mount::entry::{DeviceFs, MountEntry, MountKind};
 use crate::mount::shared::conflicts;
-use crate::mount::{fs_context::FsError, options, system};
+use crate::mount::{options, system};
 use crate::report::Report;
 use crate::settings::Settings;
 
@@ -68,17 +68,10 @@ pub fn mount_cache(at: &Path, settings: &Settings, entries: &[MountEntry], disks
         }
     }
     std::fs::create_dir_all(at).with_context(|| format!("making {}", at.display()))?;
-    let mounted = match system::mount_device(&device.path, fs, &options) {
-        Err(error) if is_read_only(&error) && !options.attributes.read_only => {
-            log::warn!(
-                "{} cannot be written ({error:#}): it is mounted for reading only",
-                device.path.display()
-            );
-            options.make_read_only();
-            system::mount_device(&device.path, fs, &options)?
-        }
-        other => other?,
-    };
+    let identity: Vec<_> = device.identity(Path::new(ROOT)).into_iter().collect();
+    system::is_still_there(&identity)?;
+    let (mounted, _) = system::mount_devices_as_they_are(&device.path, &[], fs, &options)?;
+    system::is_still_there(&identity)?;
     mounted.attach(at)?;
     log::info!("cache: {device} at {}", at.display());
     Ok(device.path)
@@ -99,16 +92,6 @@ fn shared<'a>(device: &BlockDevice, entries: &'a [MountEntry], disks: &Disks<'_>
     named
         .find(|(_, name)| matches!(resolve(name, &seen), Match::One(other) if other.number == device.number))
         .map(|(entry, _)| entry)
-}
-
-fn is_read_only(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let errno = cause
-            .downcast_ref::<FsError>()
-            .map(|error| error.errno)
-            .or_else(|| cause.downcast_ref::<rustix::io::Errno>().copied());
-        matches!(errno, Some(rustix::io::Errno::ROFS | rustix::io::Errno::ACCESS))
-    })
 }
 
 /// The folder of a cache on the file system that is mounted at `mounted`.

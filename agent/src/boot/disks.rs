@@ -230,8 +230,8 @@ impl<'a> Disks<'a> {
             let started_degraded = match (&error, &mut self.assembler) {
                 (FindError::NotFound { seen, .. }, Some(assembler)) => assembler.start_degraded(seen),
                 (FindError::NotFound { .. }, None)
-                | (FindError::Ambiguous { .. } | FindError::Unsupported { .. } | FindError::Fewer { .. } | FindError::Twice { .. }, _)
-                | (FindError::Io { .. }, _) => false,
+                | (FindError::Ambiguous { .. } | FindError::Unsupported { .. } | FindError::Hibernated(_), _)
+                | (FindError::Fewer { .. } | FindError::Twice { .. } | FindError::Io { .. }, _) => false,
             };
             let waits_on = matches!(error, FindError::NotFound { .. } | FindError::Fewer { .. });
             if started_degraded {

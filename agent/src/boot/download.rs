@@ -12,7 +12,7 @@ use crate::fetch::{Progress, Source};
 use crate::formats::chunk_index::ChunkIndex;
 use crate::formats::manifest::Image;
 use crate::report::Report;
-use crate::verify::{BootImage, Follower, VerifiedImage, bad_chunks, verified_by_digest, verify_image};
+use crate::verify::{BootImage, Damage, Follower, VerifiedImage, bad_chunks, verified_by_digest, verify_image};
 
 /// Verifies a whole image that the cache holds.
 ///
@@ -84,7 +84,7 @@ impl Download<'_> {
     /// Those of the network, the servers and the disk; what was fetched stays for the next time.
     pub fn run(&self, report: &mut Report) -> Result<BootImage> {
         let index = self.index()?;
-        self.demote_corrupt(&index)?;
+        let damaged = self.demote_corrupt(&index)?;
         let progress = Progress::new(self.image.size);
         let part = Part::open(self.cache, self.image, &index, &|_| {})?;
         let present = index.chunks().iter().zip(part.present()).filter(|(_, present)| **present);
@@ -112,6 +112,17 @@ impl Download<'_> {
                 return Err(error.into());
             }
         };
+        // A disk that could not read a sector mostly takes another one for it when that is written. Mostly.
+        if !damaged.is_empty() {
+            let Damage { chunks, error } = part.not_given_back(&index, &damaged)?;
+            if !chunks.is_empty() {
+                part.set_aside(self.cache)?;
+                anyhow::bail!(
+                    "the disk does not give back what is written to the damaged parts of the image ({}): look at it with smartctl, and replace it",
+                    error.unwrap_or_else(|| "other bytes".to_owned())
+                );
+            }
+        }
         // The proof comes before the place: nothing stands among the images that was not verified.
         let verified = verified_by_digest(part.reopen()?, self.image.size, found, self.image.sha256)?;
         if let Err(error) = part.commit(self.cache, &verified) {
@@ -131,9 +142,10 @@ impl Download<'_> {
     }
 
     /// A whole image stands where only a good one may, and was found not to be one: its good chunks become a partial image.
-    fn demote_corrupt(&self, index: &ChunkIndex) -> Result<()> {
+    /// Returns the numbers of the others.
+    fn demote_corrupt(&self, index: &ChunkIndex) -> Result<Vec<u32>> {
         if self.cache.held(self.image) != Held::Whole {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let file = self.cache.open_image(self.image.sha256)?;
         let all: Vec<u32> = (0..index.chunks().len() as u32).collect();
@@ -143,6 +155,7 @@ impl Download<'_> {
             damage.chunks.len(),
             all.len()
         );
-        Part::from_corrupt(self.cache, self.image, index, &damage.chunks)
+        Part::from_corrupt(self.cache, self.image, index, &damage.chunks)?;
+        Ok(damage.chunks)
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::disks::{Disks, file_system_of};
 use super::{ROOT, Stage};
+use crate::device::name::DeviceName;
 use crate::foreign;
 use crate::handover::mountinfo::whole_mount;
 use crate::mode::Mode;
@@ -140,6 +141,15 @@ fn rw_store(settings: &Settings, disks: &mut Disks<'_>) -> Result<RwStore> {
 /// If a required one cannot be mounted.
 pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_>, log: &mut MountLog, report: &mut Report) -> Result<()> {
     let started = Instant::now();
+    for entry in entries.iter().filter(|entry| matches!(entry.kind(), MountKind::Device(_))) {
+        let name = entry.device().unwrap_or_default();
+        if name.parse().is_ok_and(|name: DeviceName| name.is_by_order()) {
+            report.warn(format!(
+                "{} is named {name}, which is the order in which the kernel finds disks: after another boot that can be another disk; name it by LABEL, UUID, PARTLABEL or /dev/disk/by-id",
+                entry.mount_point().display()
+            ));
+        }
+    }
     let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log);
     for warning in disks.take_warnings() {
         report.warn(warning);
@@ -149,11 +159,18 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_
         mount_point,
         outcome,
         checked,
+        write_protected,
         ..
     } in outcomes
     {
         if let Some((device, result)) = checked {
             report.check(&device, result);
+        }
+        if write_protected {
+            report.warn(format!(
+                "{} is mounted for reading only: its disk takes no writes; look for a switch on the disk, or give the option «ro» if that is meant",
+                mount_point.display()
+            ));
         }
         if let Outcome::Missing { reason } = outcome {
             report.warn(format!(
@@ -201,6 +218,7 @@ fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> R
         MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Symlink { .. } | MountKind::Systemds { .. } => {}
     }
     Ok(FoundDevice {
+        identities: members.iter().filter_map(|member| member.identity(Path::new(ROOT))).collect(),
         path: device.path,
         fs_type,
         members: match members.as_slice() {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{FallocateFlags, fallocate, fstatfs};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fstatfs};
 
 use super::{Cache, atomic};
 use crate::digest::Digest;
@@ -186,6 +186,28 @@ impl Part {
             atomic::rename(&beside_part, &beside_image)?;
         }
         atomic::remove(&self.map_path).map(|_| ())
+    }
+
+    /// Which of the chunks `numbers`, that were written over damaged ones, the disk does not give back: what the kernel still has of the file in memory is
+    /// dropped first.
+    ///
+    /// # Errors
+    /// If the kernel does not drop it.
+    pub fn not_given_back(&self, index: &ChunkIndex, numbers: &[u32]) -> Result<Damage> {
+        self.file
+            .sync_data()
+            .with_context(|| format!("synchronising {}", self.path.display()))?;
+        fadvise(&self.file, 0, None, Advice::DontNeed).with_context(|| format!("reading {} anew", self.path.display()))?;
+        Ok(bad_chunks(&self.file, index, numbers, &|_| {}))
+    }
+
+    /// Puts the partial image aside, where its blocks stay taken until there is no other room: the disk does not keep what is written to them.
+    ///
+    /// # Errors
+    /// If a step fails.
+    pub fn set_aside(self, cache: &Cache) -> Result<()> {
+        atomic::remove(&self.map_path)?;
+        atomic::rename(&self.path, &cache.folder().join("quarantine").join(format!("{}.part", self.image)))
     }
 
     /// Throws the partial image away: its whole was not what it should be.

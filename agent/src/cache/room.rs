@@ -14,6 +14,8 @@ use crate::formats::manifest::{Image, Manifest};
 
 /// For generation, index, map and the file system's own needs.
 const SLACK: u64 = 4 << 20;
+/// For image, index, map, generation, state, report and try, each with a temporary name while it is replaced, and some to spare.
+const INODES: u64 = 16;
 
 /// Makes room for what is missing of `image`. `protected` are manifests of generations that have to stay, `keep` is how many stay at least
 /// besides the new one.
@@ -61,8 +63,13 @@ pub fn make_room(cache: &Cache, known: &[&Known], image: &Image, protected: &[Di
             }
         }
     }
-    if status.f_favail == 0 && status.f_files > 0 {
-        bail!("the cache's file system has no inode left: remove files from it, or make it anew with more");
+    // Measured again: what was removed has given its inodes back.
+    let status = statvfs(folder).with_context(|| format!("measuring {}", folder.display()))?;
+    if status.f_files > 0 && status.f_favail < INODES {
+        bail!(
+            "the cache's file system has {} inodes left, {INODES} are needed: remove files from it, or make it anew with more",
+            status.f_favail
+        );
     }
     Ok(())
 }

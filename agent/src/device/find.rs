@@ -42,6 +42,8 @@ pub enum FindError {
         /// The device that bears it.
         device: Box<BlockDevice>,
     },
+    /// The device is there, and a hibernated system is on it.
+    Hibernated(Box<BlockDevice>),
     /// Devices of a file system that has several are missing at the deadline.
     Fewer {
         /// Those that are there.
@@ -88,6 +90,11 @@ impl fmt::Display for FindError {
                     device.path.display()
                 )
             }
+            Self::Hibernated(device) => write!(
+                f,
+                "{device} holds a hibernated system, and is left alone: resume that system, or overwrite what is left of it with `wipefs --types swsuspend {}`",
+                device.path.display()
+            ),
             Self::Fewer { there, of } => write!(
                 f,
                 "the file system has {of} devices, and of these there are {}: {}; connect the others, or give the option «degraded»",
@@ -108,7 +115,8 @@ impl std::error::Error for FindError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io { error, .. } => Some(error),
-            Self::NotFound { .. } | Self::Ambiguous { .. } | Self::Unsupported { .. } | Self::Fewer { .. } | Self::Twice { .. } => None,
+            Self::NotFound { .. } | Self::Ambiguous { .. } | Self::Unsupported { .. } => None,
+            Self::Hibernated(_) | Self::Fewer { .. } | Self::Twice { .. } => None,
         }
     }
 }
@@ -134,7 +142,7 @@ pub enum Progress<'a> {
 /// `events` must have been opened before the devices that are waited for could appear; `root` is `/` but in tests.
 ///
 /// # Errors
-/// [`FindError`]. A name that two devices bear is refused at once, whatever is left of the time.
+/// [`FindError`]. A name that two devices bear is refused at once, whatever is left of the time, and so is a device with a hibernated system.
 pub fn wait_for(
     root: &Path,
     name: &DeviceName,
@@ -241,6 +249,7 @@ fn conclude(name: &DeviceName, found: Match, seen: Vec<BlockDevice>) -> Result<B
     let name = name.clone();
     match found {
         Match::None => Err(FindError::NotFound { name, seen }),
+        Match::One(device) if device.is_hibernated() => Err(FindError::Hibernated(Box::new(device))),
         Match::One(device) => Ok(device),
         Match::Ambiguous(devices) => Err(FindError::Ambiguous { name, devices }),
         Match::Conflict(device) => Err(FindError::Unsupported {
@@ -396,6 +405,29 @@ mod tests {
         let mut machine = Machine::new(vec![]);
         machine.plug("sda", "cache");
         assert_eq!(machine.wait_for("LABEL=cache"), ("sda".to_owned(), vec![]));
+    }
+
+    #[test]
+    fn a_hibernated_system_is_left_alone_whatever_the_name() {
+        let mut machine = Machine::new(vec![]);
+        machine.plug("sda", "cache");
+        let node = machine.root.path().join("dev/sda");
+        let mut bytes = fs::read(&node).unwrap();
+        bytes[4086..].copy_from_slice(b"S1SUSPEND\0");
+        fs::write(&node, &bytes).unwrap();
+        for name in ["LABEL=cache", "/dev/sda"] {
+            let (answer, _) = machine.wait_for(name);
+            assert!(answer.contains("holds a hibernated system, and is left alone"), "{answer}");
+        }
+        // Where an ext4 is beside it, a path means the device all the same, and a label is refused as before.
+        bytes.resize(64 * 1024, 0);
+        bytes[1024 + 0x38..][..2].copy_from_slice(&[0x53, 0xef]);
+        fs::write(&node, &bytes).unwrap();
+        let (answer, _) = machine.wait_for("/dev/sda");
+        assert!(
+            answer.contains("holds a hibernated system") && answer.contains("conflicting"),
+            "{answer}"
+        );
     }
 
     #[test]

@@ -63,6 +63,22 @@ impl DeviceName {
     }
 }
 
+/// How the names begin that the kernel gives to disks in the order in which it finds them.
+const BY_ORDER: [&str; 6] = ["sd", "vd", "hd", "xvd", "nvme", "mmcblk"];
+
+impl DeviceName {
+    /// Whether it names a disk, or a partition of one, by the order in which the kernel found it: after the next boot that can be another one.
+    pub fn is_by_order(&self) -> bool {
+        match self {
+            Self::Path(path) => {
+                let name = path.strip_prefix("/dev").ok().and_then(Path::to_str).unwrap_or_default();
+                !name.contains('/') && BY_ORDER.iter().any(|start| name.starts_with(start))
+            }
+            Self::Label(_) | Self::Uuid(_) | Self::PartLabel(_) | Self::PartUuid(_) => false,
+        }
+    }
+}
+
 /// Why a text names no device that can be found without udev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotADeviceName {
@@ -287,6 +303,24 @@ mod tests {
         ] {
             let [one, two] = [one, two].map(|text| text.parse::<DeviceName>().unwrap());
             assert_eq!(one.is_same(&two), same, "{one} {two}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_own_names_are_those_that_may_change() {
+        for (text, by_order) in [
+            ("/dev/vda", true),
+            ("/dev/sdb1", true),
+            ("/dev/nvme0n1p2", true),
+            ("/dev/mmcblk0p1", true),
+            ("/dev/disk/by-id/ata-WDC", false),
+            ("/dev/disk/by-label/sda", false),
+            ("/dev/mapper/sda", false),
+            ("/dev/vda/data", false),
+            ("/dev/md0", false),
+            ("LABEL=sda", false),
+        ] {
+            assert_eq!(text.parse::<DeviceName>().unwrap().is_by_order(), by_order, "{text}");
         }
     }
 

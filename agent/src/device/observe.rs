@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags, fadvise};
 
-use super::probe::{Content, probe};
+use super::probe::{Content, Kind, places, probe};
 use super::table::{Table, table};
 
 /// Sysfs counts sizes and starts in these, whatever the logical sectors of the disk are.
@@ -69,6 +70,28 @@ pub struct Mapping {
     pub name: String,
     /// Who made it, and its id: `LVM-…`, `CRYPT-LUKS2-…`; may be empty.
     pub uuid: String,
+}
+
+impl BlockDevice {
+    /// The file of sysfs that tells this disk from one that takes its name later, and what it says (Linux 5.15).
+    pub fn identity(&self, root: &Path) -> Option<(PathBuf, String)> {
+        let folder = root.join("sys/class/block").join(&self.name);
+        let file = match &self.partition {
+            // Through the link: the folder of a partition lies in that of its disk.
+            Some(_) => folder.join("../diskseq"),
+            None => folder.join("diskseq"),
+        };
+        self.sequence.map(|sequence| (file, sequence.to_string()))
+    }
+
+    /// Whether a hibernated system is on it, also where that contradicts what else is. What is written to it may be lost, and destroys that system.
+    pub fn is_hibernated(&self) -> bool {
+        match &self.content {
+            Content::Known(signature) => signature.kind == Kind::Hibernation,
+            Content::Conflict(all) => all.iter().any(|signature| signature.kind == Kind::Hibernation),
+            Content::Unknown | Content::Unreadable(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for BlockDevice {
@@ -235,7 +258,15 @@ impl Sysfs {
 
     fn content(&self, root: &Path) -> Content {
         match self.open(root) {
-            Ok(file) => probe(&file, self.size),
+            Ok(file) => {
+                // A slow disk then looks for all places at once, and not for one after the other.
+                for (offset, length) in places(self.size) {
+                    if let Err(error) = fadvise(&file, offset, NonZero::new(length), Advice::WillNeed) {
+                        log::trace!("reading {} ahead: {error}", self.name);
+                    }
+                }
+                probe(&file, self.size)
+            }
             Err(error) => Content::Unreadable(error.to_string()),
         }
     }
@@ -412,6 +443,10 @@ mod tests {
             (Some(7), ["dm-0".to_owned()].as_slice())
         );
         assert_eq!(partition.to_string(), "/dev/sda1 (0 MiB, squashfs)");
+        for device in &devices {
+            let (file, said) = device.identity(root.path()).unwrap();
+            assert_eq!(fs::read_to_string(file).unwrap().trim_end(), said);
+        }
     }
 
     #[test]

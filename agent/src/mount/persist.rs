@@ -35,6 +35,8 @@ pub struct FoundDevice {
     pub members: Vec<PathBuf>,
     /// The root below which the programs are that check it first; nothing: it is not checked.
     pub check_by: Option<PathBuf>,
+    /// Files of sysfs that tell its disks from others, and what they said when it was found.
+    pub identities: Vec<(PathBuf, String)>,
     /// Where it is mounted already, as the cache's disk is: it is bound from there, and not mounted or checked a second time.
     pub mounted_at: Option<PathBuf>,
 }
@@ -65,6 +67,9 @@ pub struct EntryOutcome {
     /// Its device and what the check of it came to, where it was checked for this entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checked: Option<(PathBuf, String)>,
+    /// Its device takes no writes, so that it is mounted for reading only although it was to be written.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub write_protected: bool,
 }
 
 /// Mounts `entries`, which [`order`](crate::mount::order::order) has ordered. `device` finds the device of an entry, waiting as long as the entry allows.
@@ -92,6 +97,7 @@ pub fn apply(
                 .as_ref()
                 .map(|checked| (mounted.device.clone(), checked.to_string()))
         });
+        let write_protected = matches!(&on_disk, Some(Ok(mounted)) if mounted.write_protected);
         let result = match places.missing_above(entry) {
             Some(reason) => Err((anyhow::anyhow!(reason), false)),
             None => attach_entry(&below, entry, on_disk, &places, log).map_err(|err| (err, true)),
@@ -114,6 +120,7 @@ pub fn apply(
         outcomes.push(EntryOutcome {
             mount_point: entry.mount_point().to_owned(),
             need: entry.need(),
+            write_protected: write_protected && outcome == Outcome::Mounted,
             outcome,
             checked,
         });
@@ -161,6 +168,7 @@ struct Mounted {
     device: PathBuf,
     fs: DeviceFs,
     checked: Option<Checked>,
+    write_protected: bool,
 }
 
 /// Mounts what is on disks, by mount point: what is on one disk in order, different disks at the same time.
@@ -216,18 +224,23 @@ fn mount_disk(entry: &MountEntry, fs: DeviceFs, found: &FoundDevice, first: bool
             device: found.path.clone(),
             fs,
             checked: None,
+            write_protected: false,
         });
     }
+    system::is_still_there(&found.identities)?;
     let checked = match &found.check_by {
         Some(root) if first => check(root, &found.path, fs, check::LIMIT).context("checking its file system")?,
         Some(_) | None => None,
     };
-    let mount = system::mount_devices(&found.path, &found.members, fs, entry.options())?;
+    let (mount, write_protected) = system::mount_devices_as_they_are(&found.path, &found.members, fs, entry.options())?;
+    // What it said before and says now it said in between: no other disk was mounted.
+    system::is_still_there(&found.identities)?;
     Ok(Mounted {
         mount,
         device: found.path.clone(),
         fs,
         checked,
+        write_protected,
     })
 }
 

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::mount::below::Below;
 use crate::mount::entry::{DeviceFs, Ownership};
-use crate::mount::fs_context::{DetachedMount, FsContext};
+use crate::mount::fs_context::{DetachedMount, FsContext, FsError};
 use crate::mount::loop_device::{LoopDevice, LoopOptions};
 use crate::mount::mount_log::{MountLog, Mounted};
 use crate::mount::options::{Attributes, FsOption, MountOptions};
@@ -175,6 +176,47 @@ pub fn mount_devices(device: &Path, members: &[PathBuf], fs: DeviceFs, options: 
         context.set_options(&others)?;
     }
     Ok(context.mount(options.attributes)?)
+}
+
+/// As [`mount_devices`], or for reading only where the device takes no writes; true where that was so.
+pub fn mount_devices_as_they_are(
+    device: &Path,
+    members: &[PathBuf],
+    fs: DeviceFs,
+    options: &MountOptions,
+) -> Result<(DetachedMount, bool)> {
+    match mount_devices(device, members, fs, options) {
+        Err(error) if is_write_protected(&error) && !options.attributes.read_only => {
+            log::warn!("{} takes no writes ({error:#}): it is mounted for reading only", device.display());
+            let mut options = options.clone();
+            options.make_read_only();
+            Ok((mount_devices(device, members, fs, &options)?, true))
+        }
+        other => Ok((other?, false)),
+    }
+}
+
+/// Looks whether files of sysfs still say of a disk what they said: a disk that is pulled out gives its name to the next one that comes.
+///
+/// # Errors
+/// It is gone.
+pub fn is_still_there(identities: &[(PathBuf, String)]) -> Result<()> {
+    for (file, said) in identities {
+        if std::fs::read_to_string(file).map_or(true, |says| says.trim_end() != said) {
+            bail!("its disk was pulled out after it was found, and another one may have its name now");
+        }
+    }
+    Ok(())
+}
+
+fn is_write_protected(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let errno = cause
+            .downcast_ref::<FsError>()
+            .map(|error| error.errno)
+            .or_else(|| cause.downcast_ref::<Errno>().copied());
+        matches!(errno, Some(Errno::ROFS | Errno::ACCESS))
+    })
 }
 
 /// As [`attach`], but of the folder `subdir` of the file system alone, as `X-mount.subdir=` has it.

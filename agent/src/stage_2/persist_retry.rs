@@ -124,7 +124,15 @@ fn mount(root: &Path, wanted: &[MountEntry], device: &BlockDevice, events: &mut 
             wait_for(Path::new("/"), &name, now, events, &mut |_| {})?
         };
         device.mountable()?;
-        let members = wait_for_members(Path::new("/"), &device, now, events, &mut |_| {});
+        // Only a btrfs may have more than one, for which all disks are read again.
+        let several = device
+            .content
+            .signature()
+            .is_some_and(|signature| signature.devices.is_some_and(|count| count > 1));
+        let members = match several {
+            true => wait_for_members(Path::new("/"), &device, now, events, &mut |_| {}),
+            false => Ok(vec![device.clone()]),
+        };
         let members = match members {
             Err(FindError::Fewer { there, .. }) if entry.options().file_system.iter().any(|option| option.key == "degraded") => there,
             other => other?,
@@ -132,6 +140,7 @@ fn mount(root: &Path, wanted: &[MountEntry], device: &BlockDevice, events: &mut 
         let signature = device.content.signature().filter(|signature| signature.kind.is_file_system());
         Ok(FoundDevice {
             path: device.path.clone(),
+            identities: members.iter().filter_map(|member| member.identity(Path::new("/"))).collect(),
             fs_type: signature.map(|signature| signature.kind.name().to_owned()),
             members: match members.as_slice() {
                 [_] => Vec::new(),
@@ -186,6 +195,7 @@ pub fn sentences(outcomes: &[EntryOutcome]) -> Vec<String> {
     let sentence = |entry: &EntryOutcome| {
         let at = entry.mount_point.display();
         match &entry.outcome {
+            Outcome::Mounted if entry.write_protected => format!("{at} is mounted for reading only: its disk takes no writes"),
             Outcome::Mounted => format!("{at} is mounted"),
             Outcome::Missing { reason } => format!("{at} is missing: {reason}"),
         }

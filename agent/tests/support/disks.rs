@@ -60,9 +60,15 @@ impl Disk {
 
     /// A file that is there, plugged in.
     pub fn plug(file: &Path) -> Self {
+        Self::plug_as(file, false)
+    }
+
+    /// The same, also as a medium that takes no writes.
+    pub fn plug_as(file: &Path, read_only: bool) -> Self {
         let file = File::options().read(true).write(true).open(file).unwrap();
         let options = LoopOptions {
             autoclear: true,
+            read_only,
             ..LoopOptions::default()
         };
         Self {

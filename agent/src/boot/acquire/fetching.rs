@@ -12,7 +12,9 @@ use crate::boot::ram;
 use crate::boot::ticker::Teller;
 use crate::cache::room::make_room;
 use crate::digest::Digest;
-use crate::fetch::image::fetch_index;
+use crate::fetch::image::{FetchError, Patience, fetch_index};
+use crate::formats::generation::Generation;
+use crate::formats::manifest::Image;
 use crate::long_download::Key;
 use crate::report::{self, Report};
 use crate::verify::BootImage;
@@ -80,10 +82,30 @@ impl Acquire<'_> {
         };
         // With something on the disk that boots, RAM is not spent on what the disk has no room for. Beside a medium alone, RAM is where images are kept.
         anyhow::ensure!(on_disk || !alternative || self.disk.is_none(), "the cache has no room for it");
+        let wanted = Wanted {
+            generation: &generation,
+            image: &image,
+            index: index.map(|(_, bytes)| bytes),
+            patience,
+            network_limit,
+        };
+        match self.fetch_into(on_disk, &wanted, report) {
+            // A disk that takes no writes is as good as none where nothing on it boots.
+            Err(error) if on_disk && !alternative && is_of_the_disk(&error) => {
+                report.warn(format!("the cache's disk does not take the image, which goes to RAM: {error:#}"));
+                self.fetch_into(false, &wanted, report)
+            }
+            other => other,
+        }
+    }
+
+    /// Fetches what is missing of an image, to the disk or to RAM.
+    fn fetch_into(&mut self, on_disk: bool, wanted: &Wanted<'_>, report: &mut Report) -> Result<(BootImage, report::Source)> {
+        let image = wanted.image;
         // What is there of the same image, from an attempt before this one or from a transfer that was too slow, is gone on with.
         if !on_disk && self.ram.as_ref().is_none_or(|store| store.image != image.sha256) {
             self.ram = None;
-            self.ram = Some(ram::RamStore::make(self.root, &self.ram_place, &image)?);
+            self.ram = Some(ram::RamStore::make(self.root, &self.ram_place, image)?);
         }
         let cache = if on_disk {
             self.disk.as_ref()
@@ -91,23 +113,41 @@ impl Acquire<'_> {
             self.ram.as_ref().map(|store| &store.cache)
         }
         .context("there is nowhere to keep the image")?;
-        if let Some((_, bytes)) = index {
-            cache.commit_chunk_index(image.sha256, &bytes)?;
+        if let Some(bytes) = &wanted.index {
+            cache.commit_chunk_index(image.sha256, bytes)?;
         }
-        let source = self.online.source(network_limit, report).map_err(anyhow::Error::msg)?;
+        let source = self.online.source(wanted.network_limit, report).map_err(FetchError::Network)?;
         let image = Download {
             teller: Teller::Consoles(self.root),
             deadline: self.deadline,
             cache,
             source,
-            image: &image,
-            patience,
+            image,
+            patience: wanted.patience,
             record: &|| self.ledger.received(self.disk.as_ref(), source.client.received()),
         }
         .run(report)?;
-        if let Err(error) = cache.commit_generation(&generation) {
+        if let Err(error) = cache.commit_generation(wanted.generation) {
             report.warn(format!("the generation is not kept, its image boots all the same: {error:#}"));
         }
         Ok((image, if on_disk { report::Source::Network } else { report::Source::Ram }))
+    }
+}
+
+/// What is fetched, and how long that may take.
+struct Wanted<'a> {
+    generation: &'a Generation,
+    image: &'a Image,
+    /// The bytes of its chunk index, where no cache has that yet.
+    index: Option<Vec<u8>>,
+    patience: Patience,
+    network_limit: Instant,
+}
+
+/// Whether neither the network nor the servers are to blame.
+fn is_of_the_disk(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<FetchError>() {
+        Some(FetchError::Network(_) | FetchError::Late(_) | FetchError::Contradiction(_)) => false,
+        Some(FetchError::Disk(_)) | None => true,
     }
 }

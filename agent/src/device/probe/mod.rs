@@ -17,7 +17,7 @@ use std::io;
 use crate::foreign;
 
 pub use other::{SquashfsSuperblock, squashfs_superblock};
-pub use source::ReadAt;
+pub use source::{ReadAt, places};
 pub(crate) use source::{Source, array, dashed, has, le32, le64, read, text16};
 
 /// What a signature belongs to.

@@ -35,6 +35,15 @@ impl ReadAt for &[u8] {
 /// The head holds nearly every superblock (btrfs's, at 64 KiB, is the last), so one read is enough for most devices.
 const HEAD: usize = 72 * 1024;
 
+/// Where the others are: a ZFS label's list, and what stands at the end of a device, the farthest of it at 128 KiB (RAID, metadata 0.90).
+const ZFS_LIST: (u64, u64) = (272 * 1024, 4096);
+const TAIL: u64 = 128 * 1024;
+
+/// Offsets and lengths of what every probe of a device of `size` bytes reads.
+pub fn places(size: u64) -> [(u64, u64); 3] {
+    [(0, HEAD as u64), ZFS_LIST, (size.saturating_sub(TAIL), TAIL)]
+}
+
 /// The most that is read in one piece: the pointers on a device are not to be trusted.
 const MOST: usize = 128 * 1024;
 
