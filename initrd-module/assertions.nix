@@ -35,7 +35,17 @@ in
       ++ lib.optional (!standalone && config.boot.initrd.secrets != { }) ''
       boot.initrd.secrets: whoever can fetch the initrd of system.build.freshroot can read these, because it is served to all machines: ${lib.concatStringsSep ", " (lib.attrNames config.boot.initrd.secrets)}.
       Keep keys on a disk of the machine, in boot.freshroot.persist, which is mounted before activation.
-    '';
+    ''
+      ++ map (place: ''
+        boot.freshroot.persist."${place}" lies on a disk that may be missing, and then it is an empty folder that takes no writes. NixOS's activation writes the users' ids to /var/lib/nixos before it makes users and groups, and makes none when it cannot: nobody could log in.
+        Put it on a disk with need = "required", such as the cache's, or leave it out and give users and groups fixed ids.
+      '') (
+        lib.intersectLists [
+          "/var"
+          "/var/lib"
+          "/var/lib/nixos"
+        ] (fresh.mayBeMissing cfg.internal.persist)
+      );
 
     assertions = [
       {

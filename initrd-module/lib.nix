@@ -1011,6 +1011,95 @@ rec {
       };
     };
 
+  # Entries of boot.freshroot.persist (by mount point, complete) that the running system has to look at before their units start.
+  guardedEntries =
+    persist: filter (entry: entry.services != [ ] || entry.need == "degraded") (builtins.attrValues persist);
+
+  # Disks whose absence a boot survives: they may come later.
+  lateEntries =
+    persist: filter (entry: entry.source == null && entry.need != "required") (builtins.attrValues persist);
+
+  # Mount points of what lies on the disk at path, itself included: entries below it, binds from it, and what lies on those in turn.
+  placesOn =
+    persist: path:
+    let
+      liesOn =
+        places: place: filter (above: place == above || hasPrefix "${above}/" place) places != [ ];
+      hangs =
+        places: entry:
+        liesOn places entry.mountPoint || (entry.source != null && liesOn places entry.source);
+      grow =
+        places:
+        let
+          more = map (entry: entry.mountPoint) (filter (hangs places) (builtins.attrValues persist));
+        in
+        if length more == length places then more else grow more;
+    in
+    grow [ path ];
+
+  # What may be missing at a boot: mount points of disks that need not be there, and of all that lies on them.
+  mayBeMissing =
+    persist:
+    unique (builtins.concatMap (entry: placesOn persist entry.mountPoint) (lateEntries persist));
+
+  # The units of both, by name without «.service».
+  persistServices =
+    { agent, persist }:
+    let
+      servicesOn =
+        disk:
+        let
+          places = placesOn persist disk;
+        in
+        unique (
+          builtins.concatMap (entry: if elem entry.mountPoint places then entry.services else [ ]) (
+            builtins.attrValues persist
+          )
+        );
+    in
+    listToAttrs (
+      map (entry: {
+        name = checkUnitName entry.mountPoint;
+        value =
+          checkUnit {
+            inherit agent;
+            inherit (entry) mountPoint;
+          }
+          // {
+            requiredBy = [ "freshroot-persist-ok.target" ] ++ entry.services;
+          };
+      }) (guardedEntries persist)
+      ++ map (entry: {
+        name = retryUnitName entry.mountPoint;
+        value =
+          retryUnit {
+            inherit agent;
+            inherit (entry) mountPoint;
+            # What needs a bind from it, or a disk below it, waits for it too.
+            services = servicesOn entry.mountPoint;
+          }
+          // {
+            wantedBy = [ "multi-user.target" ];
+          };
+      }) (lateEntries persist)
+    );
+
+  persistOkTarget = {
+    description = "All guarded persistent mounts are there";
+    wantedBy = [ "multi-user.target" ];
+  };
+
+  # A line of the running system's fstab, for those who have no NixOS to write it (the boot tests).
+  runningFstab =
+    persist:
+    concatMapStrings (
+      mountPoint:
+      let
+        entry = persistFileSystem persist.${mountPoint};
+      in
+      fstabLine (entry // { inherit mountPoint; }) (entry.options ++ [ "x-initrd.mount" ]) + "\n"
+    ) (attrNames persist);
+
   inherit
     cut
     hasPrefix

@@ -19,21 +19,7 @@ let
     listToAttrs
     map
     ;
-  persistEntries = builtins.mapAttrs (
-    _: entry:
-    {
-      device = null;
-      source = null;
-      fsType = "auto";
-      options = [ "defaults" ];
-      depends = [ ];
-      need = "required";
-      timeout = 30;
-      create = null;
-      services = [ ];
-    }
-    // entry
-  ) persist;
+  persistEntries = import ./persist-defaults.nix persist;
   root = {
     mountPoint = "/";
     device = "tmpfs";

@@ -9,13 +9,7 @@ let
   cfg = config.boot.freshroot;
   fresh = cfg.lib;
   agent = "${cfg.package}/bin/freshroot";
-  guarded = lib.attrValues (
-    lib.filterAttrs (_: entry: entry.services != [ ] || entry.need == "degraded") cfg.internal.persist
-  );
-  # Disks whose absence a boot survives: they may come later.
-  late = lib.attrValues (
-    lib.filterAttrs (_: entry: entry.source == null && entry.need != "required") cfg.internal.persist
-  );
+  guarded = fresh.guardedEntries cfg.internal.persist;
   # A unit in the list may be named with or without «.service».
   serviceName = lib.removeSuffix ".service";
 in
@@ -97,35 +91,19 @@ in
           };
         };
       }
-      (lib.listToAttrs (
-        map (
-          entry:
-          lib.nameValuePair (fresh.checkUnitName entry.mountPoint) (
-            fresh.checkUnit {
-              inherit agent;
-              inherit (entry) mountPoint;
-            }
-            // {
-              requiredBy = [ "freshroot-persist-ok.target" ] ++ entry.services;
-            }
-          )
-        ) guarded
-      ))
-      (lib.listToAttrs (
-        map (
-          entry:
-          lib.nameValuePair (fresh.retryUnitName entry.mountPoint) (
-            fresh.retryUnit {
-              inherit agent;
-              inherit (entry) mountPoint services;
-            }
-            // {
-              wantedBy = [ "multi-user.target" ];
-              restartIfChanged = false;
-            }
-          )
-        ) late
-      ))
+      (lib.mapAttrs
+        (
+          _: unit:
+          # A switch to another configuration does not end the wait for a disk.
+          unit // lib.optionalAttrs (unit ? wantedBy) { restartIfChanged = false; }
+        )
+        (
+          fresh.persistServices {
+            inherit agent;
+            inherit (cfg.internal) persist;
+          }
+        )
+      )
       (lib.mkMerge (
         lib.concatMap (
           entry:
@@ -139,10 +117,7 @@ in
     ];
 
     systemd.targets = {
-      freshroot-persist-ok = lib.mkIf (guarded != [ ]) {
-        description = "All guarded persistent mounts are there";
-        wantedBy = [ "multi-user.target" ];
-      };
+      freshroot-persist-ok = lib.mkIf (guarded != [ ]) fresh.persistOkTarget;
       boot-complete = lib.mkIf (cfg.bless.enable && cfg.bless.requires != [ ]) {
         requires = cfg.bless.requires;
         after = cfg.bless.requires;

@@ -20,6 +20,7 @@ use freshroot::cache::Cache;
 use freshroot::candidates::RunningKernel;
 use freshroot::digest::Digest;
 use freshroot::formats::answer::Answer;
+use freshroot::formats::envelope::Envelope;
 use freshroot::http::mirror_of;
 use freshroot::keyboard::Keys;
 use freshroot::mode::Mode;
@@ -29,6 +30,7 @@ use freshroot::settings::Settings;
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use serde_json::json;
 use support::server::{Ask, Reply, Server};
 use support::world::{CHUNK, SIZE, World, key, open, present};
 
@@ -455,4 +457,75 @@ fn an_image_that_is_whole_in_ram_is_not_fetched_again_by_the_next_attempt() {
     assert_eq!(fourth.unwrap(), (2, Source::Ram), "{:?}", report.warnings);
     assert_eq!(Digest::of(&World::new(2).bytes), World::new(2).image.sha256);
     unmount(stage.ram(), UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
+fn row_32_an_old_agent_keeps_to_its_cache_where_the_server_has_moved_on_and_takes_what_only_says_more() {
+    network();
+    // What the server's publisher adds to manifest and release, and what comes of it.
+    let cases = [
+        (
+            "a manifest of version 2",
+            json!({"version": 2}),
+            json!({}),
+            Some("the manifest has version 2"),
+        ),
+        (
+            "a release of version 2",
+            json!({}),
+            json!({"version": 2}),
+            Some("the release has version 2"),
+        ),
+        (
+            "a critical field of the manifest",
+            json!({"critical": ["layers"], "layers": []}),
+            json!({}),
+            Some("«layers»"),
+        ),
+        (
+            "a critical field of the release",
+            json!({}),
+            json!({"critical": ["quorum"], "quorum": 2}),
+            Some("«quorum»"),
+        ),
+        (
+            "fields that may be passed over",
+            json!({"colour": "blue"}),
+            json!({"colour": "blue"}),
+            None,
+        ),
+    ];
+    for (what, more_manifest, more_release, refusal) in cases {
+        let new = World::new(2);
+        let manifest = with(&new.manifest, &more_manifest);
+        let payload = String::from_utf8(new.release.payload().unwrap()).unwrap();
+        let payload = with(&payload, &json!({"manifest": Digest::of(manifest.as_bytes())}));
+        let mut release = Envelope::unsigned(with(&payload, &more_release).as_bytes());
+        release.sign(&key()).unwrap();
+        let answer = serde_json::to_vec(&Answer::new(release, manifest)).unwrap();
+        let server = serve(move |ask, reply| match ask.path.starts_with("/channels") {
+            true => Reply::new(200, &answer),
+            false => reply,
+        });
+        let machine = Machine::new(&server, &[1], r#""policy": {"wait": "2s"}"#);
+        let (booted, report) = machine.boot("");
+        let report = serde_json::to_string(&report).unwrap();
+        match refusal {
+            Some(words) => {
+                assert_eq!(booted.unwrap(), (1, Source::Cache), "{what}");
+                assert!(report.contains(words) && report.contains("update the agent"), "{what}: {report}");
+                assert_eq!(image_bytes(&server), 0, "{what}");
+            }
+            None => assert_eq!(booted.unwrap(), (2, Source::Network), "{what}: {report}"),
+        }
+    }
+}
+
+/// The JSON object in `text` with `more` fields.
+fn with(text: &str, more: &serde_json::Value) -> String {
+    let mut value: serde_json::Value = serde_json::from_str(text).unwrap();
+    for (name, field) in more.as_object().unwrap() {
+        value[name] = field.clone();
+    }
+    value.to_string()
 }

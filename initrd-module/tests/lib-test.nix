@@ -13,6 +13,28 @@ let
     in
     map builtins.head (builtins.filter (found: found != null) names);
   rendered = fresh.settingNames ++ fresh.computedNames;
+  # As in a fleet whose chain data may be missing.
+  degraded = import ../persist-defaults.nix {
+    "/data" = {
+      device = "LABEL=data";
+      need = "degraded";
+      services = [ "validator.service" ];
+    };
+    "/data/more" = {
+      device = "LABEL=more";
+      need = "optional";
+      services = [ "more.service" ];
+    };
+    "/database" = {
+      device = "LABEL=database";
+      services = [ "database.service" ];
+    };
+    "/etc/keys" = {
+      source = "/var/keys/own";
+      services = [ "keys.service" ];
+    };
+    "/var/keys".source = "/data/keys";
+  };
   missing = from: names: builtins.filter (name: !(builtins.elem name from)) names;
 in
 support.lines (
@@ -119,6 +141,19 @@ support.lines (
         ];
       }
     )) "it was rendered")
+    (equal "what lies on a disk that may be missing may be missing too" (fresh.mayBeMissing degraded) [
+      "/data"
+      "/data/more"
+      "/etc/keys"
+      "/var/keys"
+    ])
+    (equal "a late disk starts what needs it, what lies on it and what is bound from it"
+      (fresh.persistServices {
+        agent = "/freshroot";
+        persist = degraded;
+      })."freshroot-persist-retry-data".serviceConfig.ExecStart
+      "/freshroot persist-retry /data freshroot-persist-data.service freshroot-persist-ok.target validator.service more.service keys.service"
+    )
     (check "a device name with a character that udev would encode by bytes is refused" (throws (
       fresh.deviceUnit "LABEL=für"
     )) "it was rendered")

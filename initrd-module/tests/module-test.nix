@@ -369,6 +369,30 @@ support.lines (
     )
     (
       let
+        warnings =
+          need:
+          (eval [
+            minimal
+            (freshroot {
+              persist = {
+                "/data" = {
+                  device = "LABEL=data";
+                  inherit need;
+                };
+                "/var/lib/nixos" = {
+                  source = "/data/nixos";
+                  inherit need;
+                };
+              };
+            })
+          ]).warnings;
+      in
+      check "the users' ids on a disk that may be missing are warned about" (
+        warnings "required" == [ ] && lib.hasInfix "/var/lib/nixos" (toString (warnings "degraded"))
+      ) (builtins.toJSON (warnings "degraded"))
+    )
+    (
+      let
         prepend = (eval [
           diskless
           { boot.initrd.prepend = [ "/microcode.img" ]; }
@@ -885,4 +909,17 @@ support.lines (
     (ill "one generation only" { cache.keep = 1; })
     (ill "megabytes that mean two things" { root.tmpfsSize = "5MB"; })
   ]
+  # What needs a network, or the host of a virtual machine, and a helper of its own.
+  ++ map (
+    fsType:
+    refused "${fsType} in standalone mode" [
+      diskless
+      {
+        fileSystems."/var" = {
+          device = "server:/var";
+          inherit fsType;
+        };
+      }
+    ] "/var\" is ${fsType}"
+  ) [ "nfs" "nfs4" "cifs" "9p" "virtiofs" ]
 )
