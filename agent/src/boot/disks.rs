@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Stage;
 use crate::cmdline::CommandLine;
-use crate::device::find::{FindError, Progress, wait_for, wait_for_members};
+use crate::device::find::{FindError, Progress, Seen, wait_for_again, wait_for_members_again};
 use crate::device::name::DeviceName;
 use crate::device::observe::BlockDevice;
 use crate::kmod::{self, Loader, Options};
@@ -80,6 +80,7 @@ pub struct Disks<'a> {
     stage: &'a Stage,
     events: Socket,
     loader: Loader,
+    seen: Seen,
     /// None where udev does it.
     assembler: Option<Assembler>,
 }
@@ -102,6 +103,7 @@ impl<'a> Disks<'a> {
             stage,
             events,
             loader,
+            seen: Seen::default(),
             assembler: match stage.mode {
                 Mode::Standalone => Some(Assembler::new(root)),
                 Mode::Systemd => None,
@@ -147,15 +149,33 @@ impl<'a> Disks<'a> {
     /// # Errors
     /// As of [`Disks::find`].
     pub fn find_since(&mut self, name: &str, started: Instant, limit: Duration) -> Result<BlockDevice> {
+        self.seen.forget();
+        self.find_also(name, started, limit)
+    }
+
+    /// As [`Disks::find_since`], for the next of several devices: those that were seen for the one before are not read again, which is right only if nothing
+    /// was written to any of them since.
+    ///
+    /// # Errors
+    /// As of [`Disks::find`].
+    pub fn find_also(&mut self, name: &str, started: Instant, limit: Duration) -> Result<BlockDevice> {
         let name: DeviceName = name.parse()?;
         ensure!(
             self.stage.mode == Mode::Systemd || !name.needs_udev(),
             "{name} is a link that udev makes, which does not run here; use the label or the UUID that `blkid` prints"
         );
         let shown = name.to_string();
-        self.wait(&shown, started, limit, |root, until, events, progress| {
-            wait_for(root, &name, until, events, progress)
-        })
+        let mut seen = std::mem::take(&mut self.seen);
+        let found = self.wait(&shown, started, limit, |root, until, events, progress| {
+            wait_for_again(root, &name, until, events, progress, &mut seen)
+        });
+        self.seen = seen;
+        found
+    }
+
+    /// Makes the next look read all devices anew.
+    pub fn forget(&mut self) {
+        self.seen.forget();
     }
 
     /// All devices of the file system on `device`, itself first. With `degraded`, at the end of the limit those that are there.
@@ -170,11 +190,12 @@ impl<'a> Disks<'a> {
         {
             return Ok(vec![device.clone()]);
         }
-        self.wait(
+        let mut seen = std::mem::take(&mut self.seen);
+        let members = self.wait(
             "all devices of a btrfs",
             started,
             limit,
-            |root, until, events, progress| match wait_for_members(root, device, until, events, progress) {
+            |root, until, events, progress| match wait_for_members_again(root, device, until, events, progress, &mut seen) {
                 Err(FindError::Fewer { there, of }) if degraded => {
                     log::warn!(
                         "of {of} devices of the btrfs on {device} there are {}: it is mounted without the others",
@@ -184,7 +205,9 @@ impl<'a> Disks<'a> {
                 }
                 other => other,
             },
-        )
+        );
+        self.seen = seen;
+        members
     }
 
     /// What was odd about the devices, once.
@@ -248,6 +271,8 @@ impl<'a> Disks<'a> {
     /// # Errors
     /// If the kernel's events cannot be followed.
     pub fn wait_for_news(&mut self, deadline: Instant) -> Result<bool> {
+        // What these events say is not said again.
+        self.seen.forget();
         loop {
             match self.events.next(deadline).context("following the kernel's uevents")? {
                 Received::Event(event) => {

@@ -150,6 +150,8 @@ pub fn mount_entries(stage: &Stage, entries: &[MountEntry], disks: &mut Disks<'_
             ));
         }
     }
+    // All of them are looked for before the first is written to.
+    disks.forget();
     let outcomes = apply(&stage.sysroot, entries, &mut |entry| find_device(entry, started, disks), log);
     for warning in disks.take_warnings() {
         report.warn(warning);
@@ -207,7 +209,7 @@ fn mounted_at(number: (u32, u32)) -> Option<PathBuf> {
 fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> Result<FoundDevice> {
     let name = entry.device().context("the entry names no device")?;
     let limit = entry.timeout().unwrap_or(DEVICE_WAIT);
-    let device = disks.find_since(name, started, limit)?;
+    let device = disks.find_also(name, started, limit)?;
     device.mountable()?;
     let fs_type = file_system_of(&device).ok();
     let degraded = entry.options().file_system.iter().any(|option| option.key == "degraded");

@@ -132,6 +132,19 @@ pub enum Progress<'a> {
     Overrun,
 }
 
+/// What the last look saw, for the next one that follows the same events: of a device that no event has named since, nothing is read again.
+///
+/// Who writes to a disk has to [`forget`](Seen::forget): the kernel sends no event for what is written.
+#[derive(Debug, Default)]
+pub struct Seen(Option<Vec<BlockDevice>>);
+
+impl Seen {
+    /// Makes the next look read everything.
+    pub fn forget(&mut self) {
+        self.0 = None;
+    }
+}
+
 /// Waits until `name` means one device, by the events of the kernel, and at most until `deadline`.
 ///
 /// It decides only when no event is waiting to be read: of two disks with one label that came together, the second is then seen too, and
@@ -150,8 +163,23 @@ pub fn wait_for(
     events: &mut impl Source,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<BlockDevice, FindError> {
+    wait_for_again(root, name, deadline, events, progress, &mut Seen::default())
+}
+
+/// As [`wait_for`], with what was seen before. If that has the device, and no event is waiting to be read, it is not looked at anything.
+///
+/// # Errors
+/// As of [`wait_for`].
+pub fn wait_for_again(
+    root: &Path,
+    name: &DeviceName,
+    deadline: Instant,
+    events: &mut impl Source,
+    progress: &mut dyn FnMut(Progress<'_>),
+    seen: &mut Seen,
+) -> Result<BlockDevice, FindError> {
     let judge = |seen: &[BlockDevice]| resolve(name, seen);
-    let (found, seen) = wait_until(root, deadline, events, progress, &judge)?;
+    let (found, seen) = wait_until(root, deadline, events, progress, &judge, seen)?;
     conclude(name, found, seen)
 }
 
@@ -166,8 +194,23 @@ pub fn wait_for_members(
     events: &mut impl Source,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<BlockDevice>, FindError> {
+    wait_for_members_again(root, device, deadline, events, progress, &mut Seen::default())
+}
+
+/// As [`wait_for_members`], with what was seen before.
+///
+/// # Errors
+/// As of [`wait_for_members`].
+pub fn wait_for_members_again(
+    root: &Path,
+    device: &BlockDevice,
+    deadline: Instant,
+    events: &mut impl Source,
+    progress: &mut dyn FnMut(Progress<'_>),
+    seen: &mut Seen,
+) -> Result<Vec<BlockDevice>, FindError> {
     let judge = |seen: &[BlockDevice]| members(device, seen);
-    match wait_until(root, deadline, events, progress, &judge)?.0 {
+    match wait_until(root, deadline, events, progress, &judge, seen)?.0 {
         Members::All(devices) => Ok(devices),
         Members::Fewer { there, of } => Err(FindError::Fewer { there, of }),
         Members::Twice(devices) => Err(FindError::Twice { devices }),
@@ -206,9 +249,25 @@ fn wait_until<T: Judgement>(
     events: &mut impl Source,
     progress: &mut dyn FnMut(Progress<'_>),
     judge: &dyn Fn(&[BlockDevice]) -> T,
+    known: &mut Seen,
 ) -> Result<(T, Vec<BlockDevice>), FindError> {
-    let mut seen = Vec::new();
     let mut changed = Some(BTreeSet::new());
+    let mut seen = Vec::new();
+    if let Some(before) = known.0.take() {
+        seen = before;
+        changed = match news(events, Instant::now(), progress)? {
+            News::Changed(names) => Some(names),
+            News::Lost => None,
+            News::Nothing => {
+                let found = judge(&seen);
+                if found.good() {
+                    known.0 = Some(seen.clone());
+                    return Ok((found, seen));
+                }
+                Some(BTreeSet::new())
+            }
+        };
+    }
     let mut looks = 0;
     let mut last = false;
     loop {
@@ -229,7 +288,13 @@ fn wait_until<T: Judgement>(
         match news {
             News::Changed(names) if again => changed = Some(names),
             News::Lost if again => changed = None,
-            News::Changed(_) | News::Lost | News::Nothing if decided || last => return Ok((found, seen)),
+            News::Changed(_) | News::Lost | News::Nothing if decided || last => {
+                // What came or went since is in no event any more that the next look could read.
+                if matches!(news, News::Nothing) {
+                    known.0 = Some(seen.clone());
+                }
+                return Ok((found, seen));
+            }
             News::Changed(_) | News::Lost | News::Nothing => {
                 last = true;
                 changed = None;
@@ -325,6 +390,8 @@ mod tests {
         Lost(&'static str, &'static str),
         /// The disk appears without a word.
         Silent(&'static str, &'static str),
+        /// The disk has an event once more.
+        Again(&'static str),
         /// An event of another kind.
         Usb,
         /// Nothing is to be read for now.
@@ -383,6 +450,7 @@ mod tests {
                     Step::Pause if now => return Ok(Received::Deadline),
                     Step::Pause => {}
                     Step::Usb => return Ok(event("usb1", "usb")),
+                    Step::Again(name) => return Ok(event(name, "block")),
                     Step::Silent(name, label) => self.plug(name, label),
                     Step::Disk(name, label) => {
                         self.plug(name, label);
@@ -460,6 +528,40 @@ mod tests {
     fn after_lost_events_all_is_looked_at_anew() {
         let mut machine = Machine::new(vec![Step::Lost("sda", "cache")]);
         assert_eq!(machine.wait_for("LABEL=cache").0, "sda");
+    }
+
+    #[test]
+    fn what_was_seen_is_not_read_again_unless_an_event_names_it() {
+        let mut machine = Machine::new(vec![]);
+        machine.plug("sda", "one");
+        machine.plug("sdb", "two");
+        let root = machine.root.path().to_owned();
+        let mut seen = Seen::default();
+        let find = |machine: &mut Machine, label: &str, seen: &mut Seen| {
+            let name = format!("LABEL={label}").parse().unwrap();
+            let soon = Instant::now() + Duration::from_millis(10);
+            match wait_for_again(&root, &name, soon, machine, &mut |_| {}, seen) {
+                Ok(device) => device.name,
+                Err(error) => error.to_string(),
+            }
+        };
+        assert_eq!(find(&mut machine, "one", &mut seen), "sda");
+        // Gone without a word: it is known still, until an event names its disk.
+        fs::write(machine.root.path().join("dev/sdb"), vec![0; 4096]).unwrap();
+        assert_eq!(find(&mut machine, "two", &mut seen), "sdb");
+        machine.script = vec![Step::Disk("sdc", "three")];
+        assert_eq!(find(&mut machine, "three", &mut seen), "sdc");
+        assert_eq!(find(&mut machine, "two", &mut seen), "sdb");
+        machine.script = vec![Step::Again("sdb")];
+        assert!(find(&mut machine, "two", &mut seen).starts_with("no device is LABEL=two"));
+        // After lost events, and when it is told to forget, everything is read.
+        fs::write(machine.root.path().join("dev/sda"), vec![0; 4096]).unwrap();
+        assert_eq!(find(&mut machine, "one", &mut seen), "sda");
+        seen.forget();
+        assert!(find(&mut machine, "one", &mut seen).starts_with("no device is LABEL=one"));
+        fs::write(machine.root.path().join("dev/sdc"), vec![0; 4096]).unwrap();
+        machine.script = vec![Step::Lost("sdd", "four")];
+        assert!(find(&mut machine, "three", &mut seen).starts_with("no device is LABEL=three"));
     }
 
     #[test]
