@@ -28,6 +28,13 @@ pub fn fetcher(workspace: &Workspace) -> Result<PathBuf> {
     built(workspace.target().join(TARGET).join("release/examples/fetch"))
 }
 
+/// The part of the agent that mounts what is on disks, alone, built as the agent is: for the benchmark.
+pub fn mounter(workspace: &Workspace) -> Result<PathBuf> {
+    eprintln!("build: the example that mounts, static");
+    shipped(workspace, &["--example", "mounts"])?;
+    built(workspace.target().join(TARGET).join("release/examples/mounts"))
+}
+
 /// The agent as it is shipped but for its symbols, in a folder of its own: for the table of what takes the room.
 pub fn agent_with_symbols(workspace: &Workspace) -> Result<PathBuf> {
     eprintln!("build: the agent with its symbols");

@@ -161,7 +161,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Copies the closure of `modules` and lists it anew, so that the lists name nothing that is not there.
-fn add_modules(root: &Path, kernel: &Kernel, modules: &[&str]) -> Result<()> {
+pub fn add_modules(root: &Path, kernel: &Kernel, modules: &[&str]) -> Result<()> {
     let folder = root.join("lib/modules").join(&kernel.release);
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     for file in Lists::read(&kernel.modules)?.closure(modules)? {

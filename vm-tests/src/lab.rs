@@ -47,6 +47,26 @@ impl<T: Clone> Once<T> {
     }
 }
 
+/// What boots on a kernel for any hardware.
+#[derive(Debug, Clone)]
+pub struct Generic {
+    /// Debian's generic build, with the modules that the tests need.
+    pub kernel: Kernel,
+    /// Generation 1, with this kernel.
+    pub system: System,
+    /// What its initrds have in common.
+    base: PathBuf,
+    /// The folder that offers it.
+    pub served: Served,
+}
+
+impl Generic {
+    /// What its initrds have in common: systemd and udev, programs and drivers for disks.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+}
+
 /// The shared things.
 #[derive(Debug)]
 pub struct Lab {
@@ -64,6 +84,7 @@ pub struct Lab {
     served: [Once<Served>; 2],
     cached: Once<Disk>,
     stage_1: [Once<PathBuf>; 2],
+    generic: Once<Generic>,
 }
 
 impl Lab {
@@ -84,6 +105,7 @@ impl Lab {
             served: [Once::new(), Once::new()],
             cached: Once::new(),
             stage_1: [Once::new(), Once::new()],
+            generic: Once::new(),
         })
     }
 
@@ -125,6 +147,35 @@ impl Lab {
             self.publisher()?.image(&system.image, &dir, CHANNEL, &self.key()?)?;
             Ok(Served::at(&dir))
         })
+    }
+
+    /// What boots on a kernel for any hardware.
+    pub fn generic(&self) -> Result<Generic> {
+        self.generic.get(|| {
+            let vm = self.workspace.vm();
+            let whole = kernel::newest(&vm, Flavour::Generic)?;
+            let base = stage_1::packed_for_hardware(&vm, &whole)?;
+            let kernel = kernel::with_modules(&vm, &whole, &stage_1::hardware_modules())?;
+            let system = {
+                let _building = self.systems.lock().unwrap_or_else(PoisonError::into_inner);
+                Builder::new(&vm, &kernel, self.level)?.build(Spec::generation(1))?
+            };
+            let dir = vm.join("served-generic");
+            remove(&dir)?;
+            fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+            self.publisher()?.image(&system.image, &dir, CHANNEL, &self.key()?)?;
+            Ok(Generic {
+                kernel,
+                system,
+                base,
+                served: Served::at(&dir),
+            })
+        })
+    }
+
+    /// The initrd with the agent, `config`, and all programs and drivers for disks, at `out`.
+    pub fn generic_initrd(&self, generic: &Generic, config: &Value, out: &Path) -> Result<()> {
+        self.initrd_onto(&generic.base, config, out)
     }
 
     /// What all initrds with the systemd of `flavour` have in common.
@@ -172,12 +223,16 @@ impl Lab {
 
     /// An initrd of the agent with the programs and modules for LUKS, LVM, MD and checks that systemd's stage 1 has here.
     pub fn initrd_with_tools(&self, config: &Value, out: &Path) -> Result<()> {
+        self.initrd_onto(&self.stage_1(stage_1::Flavour::Debian12)?, config, out)
+    }
+
+    fn initrd_onto(&self, base: &Path, config: &Value, out: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(config).context("writing the configuration")?;
         Initrd::new()
             .file("/init", &self.agent()?, 0o755)
             .text("/etc/freshroot/config.json", &text, 0o644)
             .text("/etc/keys/disks", STACK_KEY, 0o400)
-            .build_onto(&self.stage_1(stage_1::Flavour::Debian12)?, out)
+            .build_onto(base, out)
     }
 
     /// An empty cache disk at `path`.

@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::disk::Disk;
-use crate::lab::{self, Lab};
+use crate::lab::{self, Generic, Lab};
 use crate::lan::{Lan, ROUTER};
 use crate::publisher::Served;
 use crate::qemu::console::Listener;
-use crate::qemu::{Machine, Nic, Vm};
+use crate::qemu::{Bus, Machine, Nic, Vm};
 use crate::server::Server;
 use crate::stage_1::{Flavour, Stage1};
 use crate::system::System;
@@ -131,6 +131,7 @@ impl<'a> Trial<'a> {
             life: BOOT_LIFE,
             stage_1: None,
             tools: false,
+            generic: None,
         }
     }
 }
@@ -142,7 +143,7 @@ pub struct Boot<'a> {
     words: Vec<String>,
     consoles: String,
     memory: u32,
-    disks: Vec<(Disk, String)>,
+    disks: Vec<(Disk, String, Bus)>,
     nics: Vec<Nic>,
     clock: Option<String>,
     script: Option<String>,
@@ -151,6 +152,7 @@ pub struct Boot<'a> {
     life: Duration,
     stage_1: Option<Stage1>,
     tools: bool,
+    generic: Option<Generic>,
 }
 
 impl<'a> Boot<'a> {
@@ -176,6 +178,12 @@ impl<'a> Boot<'a> {
     pub fn with_tools(mut self) -> Self {
         self.tools = true;
         self
+    }
+
+    /// Boots the kernel for any hardware, with all that it has for disks; its system has to be on one of them.
+    pub fn on(mut self, generic: &Generic) -> Self {
+        self.generic = Some(generic.clone());
+        self.system(&generic.system)
     }
 
     /// Has systemd be stage 1, with the agent as a unit in it.
@@ -219,9 +227,14 @@ impl<'a> Boot<'a> {
     }
 
     /// Adds a disk.
-    pub fn disk(mut self, disk: &Disk) -> Self {
+    pub fn disk(self, disk: &Disk) -> Self {
         let serial = format!("disk{}", self.disks.len());
-        self.disks.push((disk.clone(), serial));
+        self.attach(disk, &serial, Bus::Virtio)
+    }
+
+    /// Adds a disk with this serial number on this bus.
+    pub fn attach(mut self, disk: &Disk, serial: &str, bus: Bus) -> Self {
+        self.disks.push((disk.clone(), serial.to_owned(), bus));
         self
     }
 
@@ -258,6 +271,14 @@ impl<'a> Boot<'a> {
         let initrd = self.trial.dir.join(format!("{name}-initrd"));
         let lab = self.trial.lab;
         match &self.stage_1 {
+            None if let Some(generic) = &self.generic => {
+                let mut changes = self.config.clone();
+                lab::merge(
+                    &mut changes,
+                    &json!({ "kernel": { "storeName": generic.system.kernel_store_name } }),
+                );
+                lab.generic_initrd(generic, &lab.config(&changes)?, &initrd)?;
+            }
             None if self.tools => lab.initrd_with_tools(&lab.config(&self.config)?, &initrd)?,
             None => lab.initrd_with(&lab.config(&self.config)?, &self.files, &[], &initrd)?,
             Some(stage_1) => {
@@ -274,9 +295,10 @@ impl<'a> Boot<'a> {
     pub fn start_with(self, name: &str, initrd: &Path) -> Result<Vm> {
         let lab = self.trial.lab;
         let append = format!("{} loglevel=4 panic=-1 {}", self.consoles, self.words.join(" "));
-        let mut machine = Machine::new(&lab.kernel.image, initrd, &append).memory(self.memory);
-        for (disk, serial) in &self.disks {
-            machine = machine.disk(disk, serial);
+        let kernel = self.generic.as_ref().map_or(&lab.kernel, |generic| &generic.kernel);
+        let mut machine = Machine::new(&kernel.image, initrd, &append).memory(self.memory);
+        for (disk, serial, bus) in &self.disks {
+            machine = machine.attach(disk, serial, *bus);
         }
         for nic in self.nics {
             machine = machine.nic(nic);

@@ -3,6 +3,7 @@
 mod boot;
 mod figure;
 mod links;
+mod mounts;
 mod size;
 mod transfer;
 
@@ -26,6 +27,8 @@ pub enum Part {
     Links,
     /// Warm boots.
     Boot,
+    /// File systems on disks.
+    Mounts,
 }
 
 impl Part {
@@ -36,6 +39,7 @@ impl Part {
             "transfer" => Some(Self::Transfer),
             "links" => Some(Self::Links),
             "boot" => Some(Self::Boot),
+            "mounts" => Some(Self::Mounts),
             _ => None,
         }
     }
@@ -68,6 +72,9 @@ pub fn run(workspace: Workspace, pairs: u32, only: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Boot) {
         note(boot::measure(&trial, pairs)?);
+    }
+    if wanted(Part::Mounts) {
+        note(mounts::measure(&trial, pairs)?);
     }
     let out = lab.workspace.vm().join("bench.json");
     let text = serde_json::to_string_pretty(&figures).context("writing the figures as JSON")?;

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use sha2::{Digest as _, Sha256};
 
 use crate::command::Tool;
+use crate::workspace::once;
 
 /// Which of Debian's builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +16,6 @@ pub enum Flavour {
     /// For virtual machines: small, virtio only.
     Cloud,
     /// For any hardware: AHCI, device-mapper targets and file systems that the cloud build lacks.
-    #[allow(dead_code, reason = "disk tests of later layers ask for it")]
     Generic,
 }
 
@@ -37,6 +38,8 @@ pub struct Kernel {
     pub image: PathBuf,
     /// The folder that holds `modules.dep` and `kernel/`.
     pub modules: PathBuf,
+    /// Which modules were left in it, where not all were.
+    pub selection: Option<String>,
 }
 
 /// Downloads and unpacks the newest kernel that this distribution has, unless it is there already.
@@ -60,12 +63,31 @@ pub fn newest(vm: &Path, flavour: Flavour) -> Result<Kernel> {
         image: dir.join("boot").join(format!("vmlinuz-{release}")),
         release,
         modules,
+        selection: None,
     };
     if !kernel.modules.join("modules.dep").exists() {
         depmod(&dir, &kernel.modules, &kernel.release)?;
     }
     fs::metadata(&kernel.image).with_context(|| format!("looking for {}", kernel.image.display()))?;
     Ok(kernel)
+}
+
+/// `kernel` with these modules and what they need, and no others: a folder of its own below `vm`. An image with all of a generic kernel's would be
+/// twice as large.
+pub fn with_modules(vm: &Path, kernel: &Kernel, modules: &[&str]) -> Result<Kernel> {
+    let selection = modules.join(" ");
+    let key: String = Sha256::digest(selection.as_bytes())
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let dir = vm.join(format!("modules-{}-{key}", kernel.release));
+    once(&dir, |making| crate::initrd::add_modules(making, kernel, modules))?;
+    Ok(Kernel {
+        modules: dir.join("lib/modules").join(&kernel.release),
+        selection: Some(selection),
+        ..kernel.clone()
+    })
 }
 
 /// Writes `modules.dep`, `modules.alias` and their kin for the modules below `root`.

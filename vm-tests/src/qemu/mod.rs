@@ -24,11 +24,26 @@ use crate::lan::{CABLE, Lan};
 /// Between the start of QEMU and its control socket.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// What a disk is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    /// A PCI function of its own.
+    Virtio,
+    /// A port of an AHCI controller, which is in slot [`AHCI_SLOT`].
+    Sata,
+    /// A port of an xHCI controller.
+    Usb,
+}
+
+/// The PCI function of the AHCI controller, as `/dev/disk/by-path` names it: `pci-0000:00:1e.0`.
+const AHCI_SLOT: &str = "1e.0";
+
 /// A disk of a machine.
 #[derive(Debug, Clone)]
 struct Attached {
     path: PathBuf,
     serial: String,
+    bus: Bus,
     read_only: bool,
     /// Its place in the firmware's boot order.
     order: Option<u32>,
@@ -147,10 +162,16 @@ impl Machine {
     }
 
     /// Adds a virtio disk.
-    pub fn disk(mut self, disk: &Disk, serial: &str) -> Self {
+    pub fn disk(self, disk: &Disk, serial: &str) -> Self {
+        self.attach(disk, serial, Bus::Virtio)
+    }
+
+    /// Adds a disk on this bus.
+    pub fn attach(mut self, disk: &Disk, serial: &str, bus: Bus) -> Self {
         self.disks.push(Attached {
             path: disk.path().to_owned(),
             serial: serial.to_owned(),
+            bus,
             read_only: false,
             order: None,
         });
@@ -177,6 +198,7 @@ impl Machine {
         self.disks.push(Attached {
             path: disk.path().to_owned(),
             serial: "script".to_owned(),
+            bus: Bus::Virtio,
             read_only: true,
             order: None,
         });
@@ -260,10 +282,18 @@ impl Machine {
         add("-serial", "chardev:serial1".to_owned());
         // For tests that look at what a screen shows.
         add("-device", "VGA,romfile=".to_owned());
+        if self.disks.iter().any(|disk| disk.bus == Bus::Sata) {
+            add("-device", format!("ich9-ahci,id=sata,addr={AHCI_SLOT}"));
+        }
+        if self.disks.iter().any(|disk| disk.bus == Bus::Usb) {
+            add("-device", "qemu-xhci,id=usb".to_owned());
+        }
+        let mut sata_ports = 0..;
         for (number, disk) in self.disks.iter().enumerate() {
             let Attached {
                 path,
                 serial,
+                bus,
                 read_only,
                 order,
             } = disk;
@@ -274,7 +304,12 @@ impl Machine {
                 "-drive",
                 format!("if=none,id=disk{number},format=raw,cache=writeback,file={}{access}", path.display()),
             );
-            add("-device", format!("virtio-blk-pci,drive=disk{number},serial={serial}{order}"));
+            let device = match bus {
+                Bus::Virtio => "virtio-blk-pci".to_owned(),
+                Bus::Sata => format!("ide-hd,bus=sata.{}", sata_ports.next().unwrap_or_default()),
+                Bus::Usb => "usb-storage,bus=usb.0".to_owned(),
+            };
+            add("-device", format!("{device},drive=disk{number},serial={serial}{order}"));
         }
         if let Some((iso, order)) = &self.disc {
             add(

@@ -16,6 +16,7 @@ mod systemd;
 mod trust;
 pub mod warm;
 mod ways;
+pub mod zoo;
 
 use anyhow::{Result, ensure};
 
@@ -107,6 +108,7 @@ pub fn all() -> Vec<Test> {
         disks::ALL,
         stacks::ALL,
         prepare::ALL,
+        zoo::ALL,
         network::ALL,
         hostile::ALL,
         memory::ALL,

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use super::contents::{GROUPS, LINKS, LOADED, MODULES, PASSWD, PROGRAMS, PROGRAMS_OF_SOME, RULES, UNITS};
+use super::contents::{
+    CHECKER_PACKAGES, CHECKERS, GROUPS, HARDWARE, LINKS, LOADED, MODULES, PASSWD, PROGRAMS, PROGRAMS_OF_SOME, RULES, UNITS,
+};
 use crate::command::Tool;
 use crate::initrd::Initrd;
 use crate::packages::kernel::Kernel;
@@ -56,9 +58,31 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes the base unless it is there, and returns where it lies.
 pub fn packed(vm: &Path, kernel: &Kernel, flavour: Flavour) -> Result<PathBuf> {
-    let tree = suite::unpacked(vm, flavour.suite(), &flavour.packages())?;
+    packed_with(vm, kernel, flavour, &[], PROGRAMS, MODULES)
+}
+
+/// The same with Debian 12's systemd, the programs that check file systems of every kind, and drivers of real hardware, which `kernel` must have.
+pub fn packed_for_hardware(vm: &Path, kernel: &Kernel) -> Result<PathBuf> {
+    let (programs, modules) = ([PROGRAMS, CHECKERS].concat(), hardware_modules());
+    packed_with(vm, kernel, Flavour::Debian12, CHECKER_PACKAGES, &programs, &modules)
+}
+
+/// Modules of an initrd for real hardware.
+pub fn hardware_modules() -> Vec<&'static str> {
+    [MODULES, HARDWARE].concat()
+}
+
+fn packed_with(
+    vm: &Path,
+    kernel: &Kernel,
+    flavour: Flavour,
+    packages: &[&'static str],
+    programs: &[&'static str],
+    modules: &[&str],
+) -> Result<PathBuf> {
+    let tree = suite::unpacked(vm, flavour.suite(), &[&flavour.packages(), packages].concat())?;
     let recipe = format!(
-        "1 {} {} {PROGRAMS:?} {PROGRAMS_OF_SOME:?} {LINKS:?} {LOADED:?} {UNITS:?} {RULES:?} {MODULES:?} {PASSWD} {GROUPS:?}",
+        "1 {} {} {programs:?} {PROGRAMS_OF_SOME:?} {LINKS:?} {LOADED:?} {UNITS:?} {RULES:?} {modules:?} {PASSWD} {GROUPS:?}",
         tree.display(),
         kernel.release
     );
@@ -71,7 +95,7 @@ pub fn packed(vm: &Path, kernel: &Kernel, flavour: Flavour) -> Result<PathBuf> {
     if !out.exists() {
         eprintln!("stage 1: packing {}", version(&tree)?);
         let making = out.with_extension("making");
-        base(vm, &tree)?.build(kernel, MODULES, &making)?;
+        base(vm, &tree, programs)?.build(kernel, modules, &making)?;
         fs::rename(&making, &out).with_context(|| format!("renaming {}", making.display()))?;
     }
     Ok(out)
@@ -88,7 +112,7 @@ pub fn in_tree(tree: &Path, program: &str, arguments: &[&str]) -> Result<String>
     Tool::new("chroot", LIMIT).arg(tree).arg(program).args(arguments).text()
 }
 
-fn base(vm: &Path, tree: &Path) -> Result<Initrd> {
+fn base(vm: &Path, tree: &Path, programs: &[&str]) -> Result<Initrd> {
     let mut initrd = Initrd::new();
     for name in ["bin", "sbin", "lib", "lib64"] {
         initrd = initrd.link(&format!("/{name}"), &format!("usr/{name}"));
@@ -96,7 +120,7 @@ fn base(vm: &Path, tree: &Path) -> Result<Initrd> {
     for folder in ["/sysroot", "/root", "/var", "/usr/lib64"] {
         initrd = initrd.folder(folder);
     }
-    let mut programs: Vec<String> = PROGRAMS.iter().map(|name| format!("usr/{name}")).collect();
+    let mut programs: Vec<String> = programs.iter().map(|name| format!("usr/{name}")).collect();
     for name in PROGRAMS_OF_SOME.iter().map(|name| format!("usr/{name}")) {
         if tree.join(&name).exists() {
             programs.push(name);

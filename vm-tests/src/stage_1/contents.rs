@@ -47,6 +47,11 @@ pub const PROGRAMS: &[&str] = &[
     "sbin/sulogin",
 ];
 
+/// What checks file systems that `PROGRAMS` has nothing for, and Debian's packages with it.
+pub const CHECKERS: &[&str] = &["sbin/fsck.exfat", "sbin/fsck.f2fs", "sbin/fsck.fat", "sbin/fsck.vfat"];
+/// Packages of these.
+pub const CHECKER_PACKAGES: &[&str] = &["dosfstools", "exfatprogs", "f2fs-tools"];
+
 /// Programs that only some versions have.
 pub const PROGRAMS_OF_SOME: &[&str] = &["lib/systemd/systemd-executor", "lib/systemd/systemd-makefs"];
 
@@ -55,6 +60,8 @@ pub const LINKS: &[(&str, &str)] = &[
     ("modprobe", "../bin/kmod"),
     ("lsmod", "../bin/kmod"),
     ("insmod", "../bin/kmod"),
+    ("fsck.ext2", "e2fsck"),
+    ("fsck.ext3", "e2fsck"),
     ("fsck.ext4", "e2fsck"),
     ("mkfs.ext4", "mke2fs"),
     ("reboot", "../bin/systemctl"),
@@ -187,6 +194,28 @@ pub const MODULES: &[&str] = &[
     "algif_skcipher",
     "aesni_intel",
     "sha256_ssse3",
+];
+
+/// What a machine with SATA and USB disks and file systems of every kind needs besides; a kernel for virtual machines alone does not have all of it, or has
+/// it built in. The sums that file systems want by an alias (`crypto-crc32c`) are at the end.
+pub const HARDWARE: &[&str] = &[
+    "ahci",
+    "sd_mod",
+    "xhci_pci",
+    "usb_storage",
+    "uas",
+    "xfs",
+    "btrfs",
+    "f2fs",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+    "exfat",
+    "crc32_generic",
+    "crc32c_generic",
+    "xxhash_generic",
+    "blake2b_generic",
+    "sha256_generic",
 ];
 
 /// Accounts that units and udev's rules name.

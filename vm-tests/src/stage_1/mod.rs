@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-pub use base::{Flavour, packed};
+pub use base::{Flavour, hardware_modules, packed, packed_for_hardware};
 
 use crate::command::Tool;
 use crate::initrd::Initrd;

@@ -175,11 +175,21 @@ impl<'a> Builder<'a> {
     }
 
     fn kernel_paths(&self) -> Result<(StorePath, StorePath)> {
-        let Kernel { release, image, modules } = self.kernel;
+        let Kernel {
+            release,
+            image,
+            modules,
+            selection,
+        } = self.kernel;
         let version = release.split('-').next().unwrap_or(release);
         let linux = StorePath::of(&format!("linux-{version}"), &[release.as_bytes()]);
         self.staging.add(&linux, |dir| copy(image, &dir.join("bzImage")))?;
-        let path = StorePath::of(&format!("linux-{version}-modules"), &[release.as_bytes()]);
+        let recipe: Vec<&[u8]> = [Some(release), selection.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(String::as_bytes)
+            .collect();
+        let path = StorePath::of(&format!("linux-{version}-modules"), &recipe);
         self.staging.add(&path, |dir| {
             let folder = dir.join("lib/modules");
             fs::create_dir_all(&folder).context("making lib/modules")?;
