@@ -4,76 +4,45 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support {
+    pub mod disko;
     pub mod disks;
 }
 
-use std::fmt::Write as _;
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use freshroot::device::name::{DeviceName, disko_partlabel};
-use freshroot::device::{wait_for, wait_for_members};
+use freshroot::device::name::disko_partlabel;
 use freshroot::mode::Mode;
-use freshroot::mount::entry::{FileSystemEntry, MountEntry};
+use freshroot::mount::entry::{FileSystemEntry, MountEntry, MountKind};
 use freshroot::mount::mount_log::MountLog;
 use freshroot::mount::order::order;
-use freshroot::mount::persist::{FoundDevice, Outcome, apply};
+use freshroot::mount::persist::{Outcome, apply};
 use freshroot::uevent::Socket;
+use support::disko::{Partitioned, find};
 use support::disks::{Disk, bare_root, private_mounts, run};
 
-/// A disk with partitions, which goes when this is dropped.
-struct Partitioned {
-    device: String,
-}
-
-impl Partitioned {
-    /// `table` is `gpt` or `dos`, `names` are those of its partitions, of 40, 320 or 140 MiB.
-    fn new(dir: &Path, disk: &str, table: &str, names: &[(&str, u64)]) -> Self {
-        let size: u64 = names.iter().map(|(_, size)| size).sum();
-        let file = Disk::file(dir, disk, size + 8);
-        let mut script = format!("label: {table}\n");
-        for (name, size) in names {
-            let name = if table == "gpt" {
-                format!(", name=\"{name}\"")
-            } else {
-                String::new()
-            };
-            writeln!(script, "size={size}MiB{name}").unwrap();
-        }
-        let mut sfdisk = Command::new("sfdisk")
-            .arg("--quiet")
-            .arg(&file)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        std::io::Write::write_all(&mut sfdisk.stdin.take().unwrap(), script.as_bytes()).unwrap();
-        assert!(sfdisk.wait().unwrap().success());
-        let device = run("losetup", &["--find", "--show", "--partscan", file.to_str().unwrap()]);
-        // A kernel may be built without the formats of partition tables; then it is told.
-        run("partx", &["--update", device.trim()]);
-        Self {
-            device: device.trim().to_owned(),
-        }
-    }
-
-    fn partition(&self, number: u32) -> String {
-        format!("{}p{number}", self.device)
-    }
-}
-
-impl Drop for Partitioned {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup").args(["--detach", &self.device]).status();
-        assert!(
-            detached.is_ok_and(|status| status.success()) || std::thread::panicking(),
-            "{} is left behind",
-            self.device
-        );
-    }
-}
+/// The types of disko's library, `lib/types` at commit 878ec37d (14 March 2026).
+const TYPES: [&str; 18] = [
+    "bcachefs",
+    "bcachefs_filesystem",
+    "btrfs",
+    "disk",
+    "filesystem",
+    "gpt",
+    "luks",
+    "lvm_pv",
+    "lvm_vg",
+    "mdadm",
+    "mdraid",
+    "nodev",
+    "swap",
+    "table",
+    "zfs",
+    "zfs_fs",
+    "zfs_volume",
+    "zpool",
+];
 
 /// What a row of the table is to come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,25 +70,6 @@ fn row(what: &'static str, expected: Expected, json: &str) -> Row {
         json: json.to_owned(),
         expected,
     }
-}
-
-/// As the boot finds it, but without waiting.
-fn find(entry: &MountEntry, events: &mut Socket) -> Result<FoundDevice> {
-    let name: DeviceName = entry.device().context("no device")?.parse()?;
-    let soon = Instant::now() + Duration::from_millis(20);
-    let device = wait_for(Path::new("/"), &name, soon, events, &mut |_| {})?;
-    let members = wait_for_members(Path::new("/"), &device, soon, events, &mut |_| {})?;
-    Ok(FoundDevice {
-        identities: Vec::new(),
-        fs_type: device.content.signature().map(|signature| signature.kind.name().to_owned()),
-        path: device.path,
-        members: match members.as_slice() {
-            [_] => Vec::new(),
-            members => members.iter().map(|member| member.path.clone()).collect(),
-        },
-        check_by: Some(PathBuf::from("/")),
-        mounted_at: None,
-    })
 }
 
 /// What came of a row, and whether that was expected.
@@ -164,6 +114,19 @@ fn outcome(row: &Row, dir: &Path, events: &mut Socket) -> (String, bool) {
         (Some(reason), Expected::Missing(word)) => (format!("missing: {reason}"), reason.contains(word)),
         (Some(reason), Expected::Mounted | Expected::Refused(_)) => (format!("missing: {reason}"), false),
     }
+}
+
+/// Whose the entries are in the other mode.
+fn under_systemd(row: &Row) -> String {
+    let list: Vec<FileSystemEntry> = serde_json::from_str(&row.json).unwrap();
+    let whose = |entry: &MountEntry| match entry.kind() {
+        MountKind::Systemds { .. } => "systemd's",
+        MountKind::Device(_) | MountKind::Tmpfs | MountKind::Overlay(_) | MountKind::Bind { .. } | MountKind::Symlink { .. } => {
+            "the agent's"
+        }
+    };
+    let whose: BTreeSet<&str> = order(&list, Mode::Systemd).unwrap().iter().map(whose).collect();
+    whose.into_iter().collect::<Vec<_>>().join(" and ")
 }
 
 #[test]
@@ -258,7 +221,7 @@ fn every_type_of_diskos_library_is_mounted_or_named() {
             &device(whole.name(), "ext4"),
         ),
         row(
-            "table (MBR), by its id",
+            "table: MBR, by its id",
             Expected::Mounted,
             &device(&format!("PARTUUID={}", legacy_uuid.trim()), "ext4"),
         ),
@@ -289,7 +252,7 @@ fn every_type_of_diskos_library_is_mounted_or_named() {
             &by_label("disk-main-share", "exfat", ""),
         ),
         row(
-            "bcachefs_filesystem with a subvolume",
+            "bcachefs, bcachefs_filesystem: with a subvolume",
             Expected::IfKnown("bcachefs"),
             &by_label("disk-main-bcachefs", "bcachefs", r#""X-mount.subdir=subvolumes/home", "verbose""#),
         ),
@@ -304,7 +267,7 @@ fn every_type_of_diskos_library_is_mounted_or_named() {
             r#"[{"mountPoint": "/data", "device": "/dev/disk/by-partlabel/disk-main-root", "fsType": "ext4", "options": []},
                 {"mountPoint": "/srv", "device": "/data/srv", "fsType": "none", "options": ["bind"]}]"#,
         ),
-        row("zfs_fs", Expected::Refused("«zfs»"), &device("zroot/zfs_fs", "zfs")),
+        row("zpool, zfs, zfs_fs", Expected::Refused("«zfs»"), &device("zroot/zfs_fs", "zfs")),
         row(
             "zfs_volume",
             Expected::Missing("/dev/zvol/zroot/volume"),
@@ -317,22 +280,22 @@ fn every_type_of_diskos_library_is_mounted_or_named() {
         ),
         row("bcache", Expected::Missing("/dev/bcache0"), &device("/dev/bcache0", "ext4")),
         row(
-            "luks (see stack-luks)",
+            "luks (boot: stack-luks)",
             Expected::Missing("/dev/mapper/crypted"),
             &device("/dev/mapper/crypted", "ext4"),
         ),
         row(
-            "lvm_vg (see stack-lvm)",
+            "lvm_pv, lvm_vg (boot: stack-lvm)",
             Expected::Missing("/dev/pool/root"),
             &device("/dev/pool/root", "ext4"),
         ),
         row(
-            "mdadm (see stack-md)",
+            "mdadm, mdraid (boot: stack-md)",
             Expected::Missing("/dev/md/raid1"),
             &device("/dev/md/raid1", "ext4"),
         ),
         row(
-            "mdadm with a table (see stack-md)",
+            "mdadm: with a table (boot: stack-md)",
             Expected::Missing("mdadm-raid1-bla"),
             &by_label("mdadm-raid1-bla", "ext4", ""),
         ),
@@ -342,20 +305,31 @@ fn every_type_of_diskos_library_is_mounted_or_named() {
             &device("/dev/mapper/store-verity", "erofs").replace("erofs", "ext4"),
         ),
         row(
-            "swap",
+            "swap: as the type of an entry (as swapDevices: mounts_swap; boot: persistence)",
             Expected::Refused("swapDevices"),
             &device("/dev/disk/by-partlabel/disk-main-swap", "swap"),
         ),
     ];
     let mut events = Socket::open().unwrap();
     let mut wrong = Vec::new();
-    println!("| disko | in standalone mode |\n|---|---|");
+    println!("| disko | in standalone mode | in systemd's stage 1 |\n|---|---|---|");
     for row in &rows {
         let (text, good) = outcome(row, dir.path(), &mut events);
-        println!("| {} | {} |", row.what, text.split("; there are").next().unwrap_or_default());
+        println!(
+            "| {} | {} | {} |",
+            row.what,
+            text.split("; there are").next().unwrap_or_default(),
+            under_systemd(row)
+        );
         if !good {
             wrong.push(format!("{}: {text} ({:?} was expected)", row.what, row.expected));
         }
     }
+    let words: BTreeSet<&str> = rows
+        .iter()
+        .flat_map(|row| row.what.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')))
+        .collect();
+    let untold: Vec<&&str> = TYPES.iter().filter(|name| !words.contains(**name)).collect();
+    assert!(untold.is_empty(), "no row is about {untold:?}");
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

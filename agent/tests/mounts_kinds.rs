@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use freshroot::device::{FindError, observe, wait_for_members};
+use freshroot::mount::entry::DeviceFs;
 use freshroot::mount::mount_log::MountLog;
 use freshroot::mount::persist::{self, FoundDevice, Outcome};
 use freshroot::uevent::Socket;
@@ -252,4 +253,20 @@ fn a_file_system_that_the_kernel_has_not_is_named() {
         }
         run("umount", &[sysroot.to_str().unwrap()]);
     }
+}
+
+#[test]
+fn a_bcachefs_on_several_devices_is_asked_for_by_all_of_them() {
+    // Whether this kernel has bcachefs or not: neither device holds one, and what was asked for is in the error.
+    let _alone = private_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let disks = [Disk::new(dir.path(), "a", 4), Disk::new(dir.path(), "b", 4)];
+    let members = [disks[0].path().to_owned(), disks[1].path().to_owned()];
+    let options = freshroot::mount::options::split(&["verbose"]).unwrap();
+    let mounted = freshroot::mount::system::mount_devices(&members[0], &members, DeviceFs::Bcachefs, &options);
+    let error = mounted.map(drop).expect_err("an empty disk was mounted").to_string();
+    assert!(
+        error.contains(&format!("bcachefs from {}:{}", disks[0].name(), disks[1].name())),
+        "{error}"
+    );
 }

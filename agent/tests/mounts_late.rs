@@ -6,7 +6,7 @@ mod support {
 }
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -112,6 +112,54 @@ fn a_disk_that_cannot_be_mounted_leaves_the_stand_in_and_is_waited_for_again() {
     });
     assert!(outcomes.iter().all(|entry| entry.outcome == Outcome::Mounted), "{outcomes:?}");
     assert!(sysroot.join("data/lost+found").is_dir());
+    run("umount", &["-R", sysroot.to_str().unwrap()]);
+}
+
+#[test]
+fn a_member_of_an_array_is_not_mounted_in_the_place_of_what_is_made_of_it() {
+    let _alone = private_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let file = Disk::file(dir.path(), "member", 16);
+    run("mkfs.ext4", &["-q", file.to_str().unwrap(), "8M"]);
+    // MD metadata 1.0, near the end: the file system of a RAID 1 begins where the member begins.
+    let sector = ((16_u64 << 20) / 512 - 16) & !7;
+    let mut metadata = vec![0; 256];
+    metadata[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
+    metadata[144..152].copy_from_slice(&sector.to_le_bytes());
+    let write = |bytes: &[u8]| {
+        let file = fs::File::options().write(true).open(&file).unwrap();
+        file.write_all_at(bytes, sector * 512).unwrap();
+        file.sync_all().unwrap();
+    };
+    write(&metadata);
+    let disk = Disk::plug(&file);
+    let sysroot = bare_root(dir.path());
+    let entries: Vec<FileSystemEntry> = serde_json::from_str(&format!(
+        r#"[{{"mountPoint": "/data", "device": "{}", "fsType": "ext4", "need": "degraded"}}]"#,
+        disk.name()
+    ))
+    .unwrap();
+    let ordered = order(&entries, Mode::Standalone).unwrap();
+    persist::apply(&sysroot, &ordered, &mut no_device, &mut MountLog::new()).unwrap();
+    let mut events = Socket::open().unwrap();
+    let before = fs::read(&file).unwrap();
+    let outcomes = std::thread::scope(|scope| {
+        let freed = scope.spawn(|| {
+            // Long enough for it to have been refused; if not, it would be found mounted.
+            std::thread::sleep(Duration::from_millis(500));
+            let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            let untouched = fs::read(&file).unwrap() == before;
+            write(&[0; 256]);
+            let name = disk.path().file_name().unwrap().to_str().unwrap();
+            run("blockdev", &["--flushbufs", disk.name()]);
+            fs::write(format!("/sys/class/block/{name}/uevent"), "change").unwrap();
+            (mounts.contains(MISSING), mounts.contains(disk.name()), untouched)
+        });
+        let outcomes = persist_retry(&sysroot, &entries, Path::new("/data"), &mut events).unwrap();
+        assert_eq!(freed.join().unwrap(), (true, false, true));
+        outcomes
+    });
+    assert!(outcomes.iter().all(|entry| entry.outcome == Outcome::Mounted), "{outcomes:?}");
     run("umount", &["-R", sysroot.to_str().unwrap()]);
 }
 

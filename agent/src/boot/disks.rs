@@ -10,6 +10,7 @@ use crate::cmdline::CommandLine;
 use crate::device::find::{FindError, Progress, Seen, wait_for_again, wait_for_members_again};
 use crate::device::name::DeviceName;
 use crate::device::observe::BlockDevice;
+use crate::device::probe::Kind;
 use crate::kmod::{self, Loader, Options};
 use crate::mode::Mode;
 use crate::settings::Settings;
@@ -190,15 +191,18 @@ impl<'a> Disks<'a> {
         {
             return Ok(vec![device.clone()]);
         }
+        // A bcachefs counts devices that were taken out: whether those that are there suffice, its kernel knows.
+        let is_bcachefs = device.content.signature().is_some_and(|signature| signature.kind == Kind::Bcachefs);
+        let degraded = degraded || is_bcachefs;
         let mut seen = std::mem::take(&mut self.seen);
         let members = self.wait(
-            "all devices of a btrfs",
+            "all devices of a file system",
             started,
             limit,
             |root, until, events, progress| match wait_for_members_again(root, device, until, events, progress, &mut seen) {
                 Err(FindError::Fewer { there, of }) if degraded => {
                     log::warn!(
-                        "of {of} devices of the btrfs on {device} there are {}: it is mounted without the others",
+                        "of {of} devices of the file system on {device} there are {}: it is mounted without the others",
                         there.len()
                     );
                     Ok(there)

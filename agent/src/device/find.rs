@@ -103,7 +103,7 @@ impl fmt::Display for FindError {
             ),
             Self::Twice { devices } => write!(
                 f,
-                "two devices are the same part of one btrfs: {}; unplug the copy, or give it an id of its own with `btrfstune -u`",
+                "two devices are the same part of one file system: {}; unplug the copy (or give that of a btrfs an id of its own with `btrfstune -u`)",
                 list(devices)
             ),
             Self::Io { doing, error } => write!(f, "{doing}: {error}"),

@@ -1,7 +1,7 @@
 //! The names of a disk below `/dev/disk/by-id` and `/dev/disk/by-path`, where there is no udev that makes the links.
 //!
 //! They are those that systemd's own rules give (`rules.d/60-persistent-storage.rules`, and its `ata_id`, `scsi_id`, `usb_id`, `path_id`), told from sysfs alone: a
-//! disk is asked nothing. Links of other packages' rules (sg3-utils' `scsi-S…`, LVM's `lvm-pv-uuid-…`) are not among them.
+//! disk is asked nothing. Links of the device mapper's and mdadm's rules are told in `resolve`; sg3-utils' `scsi-S…` are not known.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -32,11 +32,14 @@ pub enum Match {
 /// | has a holder that carries the same signature (multipath, RAID 1) | no: the holder counts |
 /// | is a LUKS container that is open, and what is in it has the name too | no: what is in it counts |
 /// | carries signatures that exclude one another, one of that name | refused |
-/// | is one of several of a single btrfs | the first by name; [`members`] has all |
+/// | is one of several of a single btrfs or bcachefs | the first by name; [`members`] has all |
 ///
 /// A partition label or id counts unless a device made of the partition is a copy of it. A path means the node of that name, whatever it holds.
 pub fn resolve(name: &DeviceName, devices: &[BlockDevice]) -> Match {
-    let named: Vec<&BlockDevice> = devices.iter().filter(|device| bears(device, name)).collect();
+    let named: Vec<&BlockDevice> = devices
+        .iter()
+        .filter(|device| bears(device, name) || is_linked_by_its_stack(device, devices, name))
+        .collect();
     let mut left: Vec<&BlockDevice> = named
         .iter()
         .copied()
@@ -50,7 +53,7 @@ pub fn resolve(name: &DeviceName, devices: &[BlockDevice]) -> Match {
     }
     if let [first, rest @ ..] = left.as_slice()
         && by_content(name)
-        && is_one_btrfs(first, rest)
+        && is_one_file_system(first, rest)
     {
         left.truncate(1);
     }
@@ -77,10 +80,10 @@ pub enum Members {
     Twice(Vec<BlockDevice>),
 }
 
-/// The devices of the file system that is on `device`, itself first. A btrfs may have several, and without udev nobody else tells the kernel of them.
+/// The devices of the file system that is on `device`, itself first. A btrfs or bcachefs may have several, and without udev nobody else tells the kernel of them.
 pub fn members(device: &BlockDevice, devices: &[BlockDevice]) -> Members {
     let of = |device: &BlockDevice| {
-        let signature = device.content.signature().filter(|signature| signature.kind == Kind::Btrfs);
+        let signature = device.content.signature().filter(|signature| signature.kind.spans_devices());
         signature.cloned()
     };
     let Some(own) = of(device) else {
@@ -88,7 +91,7 @@ pub fn members(device: &BlockDevice, devices: &[BlockDevice]) -> Members {
     };
     let named: Vec<&BlockDevice> = devices
         .iter()
-        .filter(|other| !other.partitioned && of(other).is_some_and(|signature| signature.uuid == own.uuid))
+        .filter(|other| !other.partitioned && of(other).is_some_and(|signature| signature.kind == own.kind && signature.uuid == own.uuid))
         .collect();
     let mut there = vec![device.clone()];
     for other in &named {
@@ -159,6 +162,56 @@ fn is_mapped(device: &BlockDevice, path: &Path) -> bool {
     }
 }
 
+/// Whether `name` is a link below `/dev/disk/by-id` that the rules of the device mapper, of LVM and of mdadm make: `dm-name-`, `dm-uuid-`, `lvm-pv-uuid-`,
+/// `md-name-`, `md-uuid-`. What mdadm calls an array stands in its members.
+fn is_linked_by_its_stack(device: &BlockDevice, devices: &[BlockDevice], name: &DeviceName) -> bool {
+    let DeviceName::Path(path) = name else { return false };
+    let Some(id) = path.strip_prefix("/dev/disk/by-id").ok().and_then(Path::to_str) else {
+        return false;
+    };
+    let (array, id) = match &device.partition {
+        Some(partition) => match id.strip_suffix(&format!("-part{}", partition.number)) {
+            Some(id) => (partition.disk.as_str(), id),
+            None => return false,
+        },
+        None => (device.name.as_str(), id),
+    };
+    let of_members = |wanted: &dyn Fn(&Signature) -> bool| {
+        let mut signatures = devices.iter().filter(|member| member.holders.iter().any(|holder| holder == array));
+        signatures.any(|member| {
+            member
+                .content
+                .signature()
+                .is_some_and(|signature| signature.kind == Kind::MdMember && wanted(signature))
+        })
+    };
+    if let Some(name) = id.strip_prefix("md-name-") {
+        return of_members(&|member| member.label.as_deref() == Some(name));
+    }
+    if let Some(uuid) = id.strip_prefix("md-uuid-") {
+        // mdadm writes four numbers where blkid writes a UUID.
+        let digits = |text: &str| {
+            text.chars()
+                .filter(char::is_ascii_hexdigit)
+                .collect::<String>()
+                .to_ascii_lowercase()
+        };
+        return of_members(&|member| member.uuid.as_deref().map(digits) == Some(digits(uuid)));
+    }
+    if device.partition.is_some() {
+        return false;
+    }
+    if let (Some(uuid), Some(signature)) = (id.strip_prefix("lvm-pv-uuid-"), device.content.signature()) {
+        return signature.kind == Kind::LvmMember && signature.uuid.as_deref() == Some(uuid);
+    }
+    device.mapping.as_ref().is_some_and(|mapping| {
+        id.strip_prefix("dm-name-").is_some_and(|name| name == mapping.name)
+            || id
+                .strip_prefix("dm-uuid-")
+                .is_some_and(|uuid| !uuid.is_empty() && uuid == mapping.uuid)
+    })
+}
+
 /// Whether a device that is made of `device` carries the same signature: then `device` is a path to it or a copy, and the holder is meant.
 fn is_copied(device: &BlockDevice, named: &[&BlockDevice]) -> bool {
     named.iter().any(|other| {
@@ -178,21 +231,21 @@ fn gives_way(device: &BlockDevice, named: &[&BlockDevice]) -> bool {
     device.partitioned && partitions.any(|partition| partition.disk == device.name)
 }
 
-/// Whether all are devices of a single btrfs: one file system id, and as many device ids as devices. A copy made block by block has the
+/// Whether all are devices of a single btrfs or bcachefs: one file system id, and as many device ids as devices. A copy made block by block has the
 /// same device id.
-fn is_one_btrfs(first: &BlockDevice, rest: &[&BlockDevice]) -> bool {
+fn is_one_file_system(first: &BlockDevice, rest: &[&BlockDevice]) -> bool {
     let signature = |device: &BlockDevice| {
         device
             .content
             .signature()
-            .filter(|signature| signature.kind == Kind::Btrfs && signature.device_uuid.is_some())
+            .filter(|signature| signature.kind.spans_devices() && signature.device_uuid.is_some())
             .cloned()
     };
     let Some(own) = signature(first) else { return false };
     let mut seen = vec![own.device_uuid.clone()];
     rest.iter().all(|device| {
         signature(device).is_some_and(|other| {
-            let new = other.uuid == own.uuid && !seen.contains(&other.device_uuid);
+            let new = other.kind == own.kind && other.uuid == own.uuid && !seen.contains(&other.device_uuid);
             seen.push(other.device_uuid);
             new
         })
@@ -242,9 +295,13 @@ mod tests {
     }
 
     fn btrfs(name: &str, device_uuid: &str) -> BlockDevice {
+        part(Kind::Btrfs, name, device_uuid)
+    }
+
+    fn part(kind: Kind, name: &str, device_uuid: &str) -> BlockDevice {
         let signature = Signature {
             device_uuid: Some(device_uuid.to_owned()),
-            ..signature(Kind::Btrfs, "pool", "f5")
+            ..signature(kind, "pool", "f5")
         };
         BlockDevice {
             content: Content::Known(signature),
@@ -417,6 +474,66 @@ mod tests {
             found("LABEL=pool", &[btrfs("sda", "d1"), holding("sdb", Kind::Ext4, "pool", "f5")]),
             "ambiguous sda sdb"
         );
+    }
+
+    #[test]
+    fn a_bcachefs_on_several_devices_is_found_by_its_one_uuid() {
+        let mut devices = ["sda", "sdb", "sdc"].map(|name| part(Kind::Bcachefs, name, name));
+        for device in &mut devices {
+            if let Content::Known(signature) = &mut device.content {
+                signature.devices = Some(3);
+            }
+        }
+        assert_eq!(found("UUID=f5", &devices), "sda");
+        assert!(matches!(members(&devices[1], &devices), Members::All(all) if all.len() == 3 && all[0].name == "sdb"));
+        assert!(matches!(members(&devices[0], &devices[..2]), Members::Fewer { of: 3, .. }));
+        let copy = part(Kind::Bcachefs, "sdd", "sda");
+        assert_eq!(found("UUID=f5", &[devices[0].clone(), copy]), "ambiguous sda sdd");
+        let other = part(Kind::Btrfs, "sdd", "sdd");
+        assert_eq!(found("UUID=f5", &[devices[0].clone(), other]), "ambiguous sda sdd");
+    }
+
+    #[test]
+    fn arrays_volumes_and_containers_are_found_by_the_links_of_their_rules() {
+        let member = |name: &str| BlockDevice {
+            holders: vec!["md127".to_owned()],
+            ..holding(name, Kind::MdMember, "host:data", "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9")
+        };
+        let mapped = |name: &str, mapping: &str, uuid: &str| BlockDevice {
+            mapping: Some(Mapping {
+                name: mapping.to_owned(),
+                uuid: uuid.to_owned(),
+            }),
+            ..blank(name)
+        };
+        let mut part = partition("md127p2", "root", "u");
+        if let Some(partition) = &mut part.partition {
+            (partition.disk, partition.number) = ("md127".to_owned(), 2);
+        }
+        let devices = [
+            member("sda"),
+            member("sdb"),
+            blank("md127"),
+            part,
+            mapped("dm-0", "vg-root", "LVM-abc"),
+            mapped("dm-1", "crypt", ""),
+            holding("sdc", Kind::LvmMember, "", "abcdef-GHIJ-klmn-OPQR-stuv-WXYZ-012345"),
+        ];
+        for (id, device) in [
+            ("md-name-host:data", "md127"),
+            ("md-name-host:data-part2", "md127p2"),
+            ("md-name-data", "none"),
+            ("md-uuid-0a1b2c3d:4e5f6071:8293a4b5:c6d7e8f9", "md127"),
+            ("md-uuid-0a1b2c3d:4e5f6071:8293a4b5:c6d7e8f9-part2", "md127p2"),
+            ("md-uuid-0a1b2c3d:4e5f6071:8293a4b5:c6d7e8f9-part3", "none"),
+            ("md-uuid-", "none"),
+            ("dm-name-vg-root", "dm-0"),
+            ("dm-uuid-LVM-abc", "dm-0"),
+            ("dm-uuid-", "none"),
+            ("lvm-pv-uuid-abcdef-GHIJ-klmn-OPQR-stuv-WXYZ-012345", "sdc"),
+        ] {
+            assert_eq!(found(&format!("/dev/disk/by-id/{id}"), &devices), device, "{id}");
+        }
     }
 
     #[test]

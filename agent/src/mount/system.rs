@@ -151,13 +151,19 @@ pub fn mount_device(device: &Path, fs: DeviceFs, options: &MountOptions) -> Resu
     mount_devices(device, &[], fs, options)
 }
 
-/// A detached mount of the file system on a block device; `members` are all its devices, where it is a btrfs that has several.
+/// A detached mount of the file system on a block device; `members` are all its devices, where it is a btrfs or bcachefs that has several.
 pub fn mount_devices(device: &Path, members: &[PathBuf], fs: DeviceFs, options: &MountOptions) -> Result<DetachedMount> {
     if fs == DeviceFs::Auto {
         bail!(
             "the file system type of {} is not known: its probe found none; give it as «fsType»",
             device.display()
         );
+    }
+    if fs == DeviceFs::Bcachefs && !members.is_empty() {
+        let all: Vec<&str> = members.iter().map(|member| utf8(member)).collect::<Result<_>>()?;
+        let context = FsContext::open(fs.name(), &all.join(":"))?;
+        context.set_options(&options.file_system)?;
+        return Ok(context.mount(options.attributes)?);
     }
     let context = FsContext::open(fs.name(), utf8(device)?)?;
     if members.is_empty() {

@@ -107,6 +107,7 @@ fn persistence(trial: &Trial<'_>) -> Result<()> {
             "/srv/btrfs": { "mountPoint": "/srv/btrfs", "device": "LABEL=BTRFS", "fsType": "btrfs", "options": btrfs_options },
             "/srv/vfat": { "mountPoint": "/srv/vfat", "device": "LABEL=VFAT", "fsType": "vfat", "options": ["umask=0077"] },
             "/etc/systemd/system.control": { "device": "/persist/units", "fsType": "none", "options": ["bind"] },
+            "/srv/asleep": { "device": "LABEL=ASLEEP", "fsType": "ext4", "options": ["nofail"] },
             "/srv/scratch": { "mountPoint": "/srv/scratch", "device": "tmpfs", "fsType": "tmpfs", "options": ["size=16m", "mode=0700"] },
         } })
     };
@@ -133,7 +134,10 @@ fn persistence(trial: &Trial<'_>) -> Result<()> {
     ensure!(ext4.is_clean()?, "the data disk needs a journal replay after a power-off");
     let warnings = booted.report["warnings"].to_string();
     ensure!(
-        warnings.contains("resume=LABEL=ASLEEP: nothing is resumed") && warnings.contains("holds a hibernated system, and is left alone"),
+        warnings.contains("resume=LABEL=ASLEEP: nothing is resumed")
+            && warnings.contains("holds a hibernated system, and is left alone")
+            && warnings.contains("/srv/asleep is missing")
+            && warnings.contains("holds «swsuspend», and is not mounted"),
         "report: {}",
         booted.report
     );

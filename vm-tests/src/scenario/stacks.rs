@@ -194,7 +194,7 @@ fn md(trial: &Trial<'_>) -> Result<()> {
          fill /dev/md0 /dev/md1; mdadm --stop /dev/md0; mdadm --stop /dev/md1",
     )?;
     // All but the last one.
-    let booted = check(trial, "boot", &disks[..3], "LABEL=CACHE", "LABEL=DATA", json!({}))?;
+    let booted = check(trial, "boot", &disks[..3], "/dev/disk/by-id/md-name-any:0", "/dev/md/1", json!({}))?;
     ensure!(booted.script.contains("raid1"), "the cache is not on MD:\n{}", booted.script);
     let warnings = booted.report["warnings"].to_string();
     ensure!(

@@ -67,11 +67,16 @@ pub(super) fn f2fs(source: &Source<'_>) -> io::Result<Option<Signature>> {
     Ok(magic.then(|| Signature::new(Kind::F2fs, text16(&block, 124, 512), uuid(&block, 108))))
 }
 
-/// bcachefs. Layout: bcachefs-tools `libbcachefs/bcachefs_format.h`, `struct bch_sb`, at 4096; the UUID for users is at 56.
+/// bcachefs. Layout: bcachefs-tools `libbcachefs/bcachefs_format.h`, `struct bch_sb`, at 4096; the UUID for users is at 56, the number of this device among those
+/// of the file system at 122, how many numbers were given at 123: that of a device that was taken out stays.
 pub(super) fn bcachefs(source: &Source<'_>) -> io::Result<Option<Signature>> {
     const MAGIC: [u8; 16] = [
         0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9, 0xd9, 0x6a, 0x60, 0xcf, 0x80, 0x3d, 0xf7, 0xef,
     ];
     let Some(block) = source.bytes(4096, 512)? else { return Ok(None) };
-    Ok(has(&block, 24, &MAGIC).then(|| Signature::new(Kind::Bcachefs, text(&block, 72, 32), uuid(&block, 56))))
+    Ok(has(&block, 24, &MAGIC).then(|| Signature {
+        device_uuid: Some(block[122].to_string()),
+        devices: Some(u64::from(block[123]).max(1)),
+        ..Signature::new(Kind::Bcachefs, text(&block, 72, 32), uuid(&block, 56))
+    }))
 }

@@ -39,7 +39,7 @@ pub enum Kind {
     Exfat,
     /// F2FS.
     F2fs,
-    /// bcachefs.
+    /// bcachefs; one file system may span several devices.
     Bcachefs,
     /// Squashfs 4.
     Squashfs,
@@ -119,6 +119,11 @@ impl Kind {
         self.is_member() || matches!(self, Self::Luks)
     }
 
+    /// Whether a file system of this kind may span several devices.
+    pub const fn spans_devices(self) -> bool {
+        matches!(self, Self::Btrfs | Self::Bcachefs)
+    }
+
     /// Whether this is a file system.
     pub const fn is_file_system(self) -> bool {
         !self.is_member() && !matches!(self, Self::ExtJournal | Self::Swap | Self::Hibernation | Self::Luks)
@@ -140,9 +145,9 @@ pub struct Signature {
     pub label: Option<String>,
     /// The UUID or serial, written as `blkid` writes it.
     pub uuid: Option<String>,
-    /// What tells the devices of one btrfs apart; of no use as a name.
+    /// What tells the devices of one btrfs or bcachefs apart; of no use as a name.
     pub device_uuid: Option<String>,
-    /// How many devices a btrfs has.
+    /// How many devices a btrfs or bcachefs has.
     pub devices: Option<u64>,
 }
 

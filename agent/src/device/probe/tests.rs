@@ -243,7 +243,12 @@ fn a_device_of_a_pool_or_of_bcache_is_a_member() {
         4096 + 24,
         b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef",
     );
-    assert_eq!(found(&path).signature().map(|signature| signature.kind), Some(Kind::Bcachefs));
+    write(&path, 4096 + 122, &[2, 4]);
+    let signature = found(&path).signature().cloned().unwrap();
+    assert_eq!(
+        (signature.kind, signature.device_uuid.as_deref(), signature.devices),
+        (Kind::Bcachefs, Some("2"), Some(4))
+    );
 }
 
 #[test]
