@@ -30,7 +30,7 @@ pub fn check_mount(root: &Path, path: &Path) -> Result<()> {
     };
     match (missing, exactly) {
         (Some(missing), _) => bail!(
-            "the disk of {} is missing: at the boot it was not there or could not be mounted, and an empty read-only tmpfs stands in its place; «freshroot status» says why: connect or repair the disk, then reboot",
+            "the disk of {} is missing: at the boot it was not there or could not be mounted, and an empty read-only tmpfs stands in its place; «freshroot status» says why: connect or repair the disk; «freshroot persist-retry» mounts it when it comes, where it waits for it, else reboot",
             missing.point.display()
         ),
         (None, Some(_)) => Ok(()),
