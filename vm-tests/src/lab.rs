@@ -1,5 +1,6 @@
 //! What boots share: kernel, accelerator, systems, keys, served folders and a disk with a filled cache. Each is made when it is first asked for.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +17,7 @@ use crate::packages::kernel::{self, Flavour, Kernel};
 use crate::publisher::{Key, Publisher, Served};
 use crate::qemu::accel::{self, Accelerator};
 use crate::stage_1;
-use crate::system::{Builder, Spec, System, busybox_static};
+use crate::system::{Builder, Server, Spec, System, busybox_static};
 use crate::workspace::Workspace;
 
 /// The channel of all published generations.
@@ -129,6 +130,14 @@ impl Lab {
         // One build at a time: generations share store paths.
         let _building = self.systems.lock().unwrap_or_else(PoisonError::into_inner);
         Builder::new(&self.workspace.vm(), &self.kernel, self.level)?.build(spec)
+    }
+
+    /// Generation 1 as a server, with `files`.
+    pub fn server_system(&self, files: &BTreeMap<String, String>) -> Result<System> {
+        let agent = self.agent()?;
+        let _building = self.systems.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = Server { agent: &agent, files };
+        Builder::new(&self.workspace.vm(), &self.kernel, self.level)?.build_with(Spec::generation(1), Some(server))
     }
 
     /// A served folder in which the channel offers `generation` (1 or 2), earlier ones included. To be copied, never changed.

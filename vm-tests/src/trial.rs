@@ -13,6 +13,7 @@ use crate::disk::Disk;
 use crate::lab::{self, Generic, Lab};
 use crate::lan::{Lan, ROUTER};
 use crate::publisher::Served;
+use crate::qemu::beside::Device;
 use crate::qemu::console::Listener;
 use crate::qemu::{Bus, Machine, Nic, Vm};
 use crate::server::Server;
@@ -132,6 +133,7 @@ impl<'a> Trial<'a> {
             stage_1: None,
             tools: false,
             generic: None,
+            devices: Vec::new(),
         }
     }
 }
@@ -153,9 +155,16 @@ pub struct Boot<'a> {
     stage_1: Option<Stage1>,
     tools: bool,
     generic: Option<Generic>,
+    devices: Vec<Device>,
 }
 
 impl<'a> Boot<'a> {
+    /// Adds a TPM, or a folder of the host.
+    pub fn device(mut self, device: &Device) -> Self {
+        self.devices.push(device.clone());
+        self
+    }
+
     /// Changes settings; see [`Lab::config`].
     pub fn config(mut self, changes: Value) -> Self {
         self.config = changes;
@@ -302,6 +311,9 @@ impl<'a> Boot<'a> {
         }
         for nic in self.nics {
             machine = machine.nic(nic);
+        }
+        for device in &self.devices {
+            machine = machine.device(device);
         }
         if let Some(time) = &self.clock {
             machine = machine.clock(time);

@@ -12,8 +12,12 @@ use anyhow::{Context, Result, bail};
 
 /// After these, nothing that is waited for will come.
 const FATAL: &[&str] = &["Kernel panic - not syncing"];
-/// What ends a login prompt, the one thing to wait for that is no line.
+/// What ends a login prompt.
 pub const PROMPT: &str = "login: ";
+/// What cryptsetup asks for.
+pub const PASSPHRASE: &str = "Enter passphrase for ";
+/// What is waited for and is no line.
+const PROMPTS: [&str; 2] = [PROMPT, PASSPHRASE];
 /// How many of the last lines an error shows.
 const TAIL_LINES: usize = 40;
 
@@ -186,7 +190,7 @@ fn find_line(rest: &str, texts: &[&str], ended: bool) -> Option<(usize, usize)> 
     let line = rest.get(start..)?;
     match line.find('\n') {
         Some(length) => Some((start, start + length + 1)),
-        None if ended || (texts.contains(&PROMPT) && line.starts_with(PROMPT)) => Some((start, rest.len())),
+        None if ended || PROMPTS.iter().any(|prompt| texts.contains(prompt) && line.starts_with(prompt)) => Some((start, rest.len())),
         None => None,
     }
 }

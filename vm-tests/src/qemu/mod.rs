@@ -1,6 +1,7 @@
 //! Virtual machines: what one is made of, and one that runs.
 
 pub mod accel;
+pub mod beside;
 pub mod console;
 pub mod qmp;
 
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use accel::Accelerator;
+use beside::{Beside, Device};
 use console::{Console, Listener};
 use qmp::Qmp;
 
@@ -124,6 +126,7 @@ pub struct Machine {
     disc: Option<(PathBuf, u32)>,
     nics: Vec<Nic>,
     clock: Option<String>,
+    devices: Vec<Device>,
     listener: Option<Listener>,
 }
 
@@ -151,8 +154,15 @@ impl Machine {
             disc: None,
             nics: Vec::new(),
             clock: None,
+            devices: Vec::new(),
             listener: None,
         }
+    }
+
+    /// Adds a device that is a program of its own.
+    pub fn device(mut self, device: &Device) -> Self {
+        self.devices.push(device.clone());
+        self
     }
 
     /// RAM in MiB.
@@ -232,7 +242,12 @@ impl Machine {
         let socket = sockets.path().join("qmp");
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
         let serial1 = dir.join(format!("{name}-serial1.log"));
-        let arguments = self.arguments(accelerator, &socket, &serial1);
+        let mut arguments = self.arguments(accelerator, &socket, &serial1);
+        let mut beside = Vec::new();
+        for (number, device) in self.devices.iter().enumerate() {
+            arguments.extend(device.arguments(sockets.path(), self.memory));
+            beside.push(device.start(sockets.path(), &dir.join(format!("{name}-device{number}.log")))?);
+        }
         let namespace = self.nics.iter().find_map(|nic| nic.lan.as_deref());
         let mut child = spawn(namespace, &arguments, &dir.join(format!("{name}-qemu.log")))?;
         let started = Instant::now();
@@ -243,6 +258,7 @@ impl Machine {
             qmp: None,
             serial1,
             deadline: started + life,
+            _beside: beside,
             _sockets: sockets,
         };
         vm.qmp = Some(Qmp::accept(&listener, START_LIMIT).with_context(|| {
@@ -395,6 +411,7 @@ pub struct Vm {
     qmp: Option<Qmp>,
     serial1: PathBuf,
     deadline: Instant,
+    _beside: Vec<Beside>,
     _sockets: tempfile::TempDir,
 }
 

@@ -4,6 +4,7 @@ pub mod baseline;
 mod cut;
 mod disks;
 mod fallback;
+mod homestaker;
 mod hostile;
 mod iso;
 mod kinds;
@@ -14,6 +15,7 @@ mod stacks;
 mod stage_2;
 mod systemd;
 mod trust;
+mod unlock;
 pub mod warm;
 mod ways;
 pub mod zoo;
@@ -109,6 +111,8 @@ pub fn all() -> Vec<Test> {
         stacks::ALL,
         prepare::ALL,
         zoo::ALL,
+        homestaker::ALL,
+        unlock::ALL,
         network::ALL,
         hostile::ALL,
         memory::ALL,

@@ -46,9 +46,18 @@ impl Flavour {
             "mount",
             "util-linux",
             "e2fsprogs",
+            "xfsprogs",
         ];
-        if self == Self::Newest {
-            all.push("systemd-cryptsetup");
+        // What systemd's tools and plugins for a TPM load; Debian's systemd only recommends them.
+        match self {
+            Self::Debian12 => all.extend(["libtss2-esys-3.0.2-0", "libtss2-mu0", "libtss2-rc0", "libtss2-tcti-device0"]),
+            Self::Newest => all.extend([
+                "systemd-cryptsetup",
+                "libtss2-esys-3.0.2-0t64",
+                "libtss2-mu-4.0.1-0t64",
+                "libtss2-rc0t64",
+                "libtss2-tcti-device0t64",
+            ]),
         }
         all
     }

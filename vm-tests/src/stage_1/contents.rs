@@ -10,6 +10,7 @@ pub const PROGRAMS: &[&str] = &[
     "bin/networkctl",
     "bin/systemctl",
     "bin/systemd-analyze",
+    "bin/systemd-cryptenroll",
     "bin/systemd-run",
     "bin/systemd-tmpfiles",
     "bin/udevadm",
@@ -44,6 +45,7 @@ pub const PROGRAMS: &[&str] = &[
     "sbin/lvm",
     "sbin/mdadm",
     "sbin/mke2fs",
+    "sbin/mkfs.xfs",
     "sbin/sulogin",
 ];
 
@@ -68,8 +70,9 @@ pub const LINKS: &[(&str, &str)] = &[
     ("poweroff", "../bin/systemctl"),
 ];
 
-/// Libraries that systemd loads when it wants them, from 256 on: its programs do not name them.
+/// Libraries that systemd loads when it wants them, from 256 on (those for a TPM always): its programs do not name them. cryptsetup loads the plugin.
 pub const LOADED: &[&str] = &[
+    "cryptsetup/libcryptsetup-token-systemd-tpm2.so",
     "libacl.so.1",
     "libblkid.so.1",
     "libcrypt.so.1",
@@ -77,6 +80,10 @@ pub const LOADED: &[&str] = &[
     "libkmod.so.2",
     "libmount.so.1",
     "libnss_files.so.2",
+    "libtss2-esys.so.0",
+    "libtss2-mu.so.0",
+    "libtss2-rc.so.0",
+    "libtss2-tcti-device.so.0",
     "libzstd.so.1",
 ];
 
@@ -194,6 +201,8 @@ pub const MODULES: &[&str] = &[
     "algif_skcipher",
     "aesni_intel",
     "sha256_ssse3",
+    "virtiofs",
+    "xfs",
 ];
 
 /// What a machine with SATA and USB disks and file systems of every kind needs besides; a kernel for virtual machines alone does not have all of it, or has

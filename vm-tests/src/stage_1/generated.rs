@@ -19,6 +19,12 @@ pub fn files(root: &Path, arguments: &Value) -> Result<BTreeMap<String, String>>
     serde_json::from_str(&text).with_context(|| format!("reading what Nix made of {arguments}"))
 }
 
+/// Path in the running system → text, from `initrd-module/running.nix`.
+pub fn running(root: &Path, arguments: &Value) -> Result<BTreeMap<String, String>> {
+    let text = evaluate(&root.join("initrd-module/running.nix"), arguments)?;
+    serde_json::from_str(&text).with_context(|| format!("reading what Nix made of {arguments}"))
+}
+
 /// The JSON of what the function in `file` returns for `arguments`.
 fn evaluate(file: &Path, arguments: &Value) -> Result<String> {
     let work = tempfile::tempdir().context("making a folder for Nix")?;

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 pub use base::{Flavour, hardware_modules, packed, packed_for_hardware};
+pub use generated::{install, running};
 
 use crate::command::Tool;
 use crate::initrd::Initrd;

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::Flavour;
 use crate::disk::Disk;
 use crate::initrd::Initrd;
+use crate::qemu::beside::Device;
 use crate::qemu::{End, Machine};
 use crate::trial::Trial;
 
@@ -14,6 +15,11 @@ const INIT: &str = include_str!("../../guest/stage-1/workshop-init.sh");
 
 /// Runs `script` with `disks`, of which the last one is the filled cache; an error holds what the machine said.
 pub fn run(trial: &Trial<'_>, disks: &[Disk], script: &str, life: Duration) -> Result<()> {
+    run_with(trial, disks, None, script, life)
+}
+
+/// The same with a device beside it.
+pub fn run_with(trial: &Trial<'_>, disks: &[Disk], device: Option<&Device>, script: &str, life: Duration) -> Result<()> {
     let lab = trial.lab;
     let initrd = trial.dir.join("workshop-initrd");
     Initrd::new()
@@ -23,6 +29,9 @@ pub fn run(trial: &Trial<'_>, disks: &[Disk], script: &str, life: Duration) -> R
     let mut machine = Machine::new(&lab.kernel.image, &initrd, "console=ttyS0 loglevel=4 panic=-1");
     for (number, disk) in disks.iter().enumerate() {
         machine = machine.disk(disk, &format!("disk{number}"));
+    }
+    if let Some(device) = device {
+        machine = machine.device(device);
     }
     let mut vm = machine.start(lab.accelerator, &trial.dir, "workshop", life * lab.accelerator.patience())?;
     let end = vm.wait_end()?;

@@ -6,6 +6,7 @@
 pub mod store;
 pub mod userland;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use store::{Staging, StorePath};
 use userland::Userland;
 
 const ACTIVATE: &str = include_str!("../../guest/activate.sh");
+/// What a server's activation does first, as sops-nix and agenix do it.
+const SECRETS: &str = include_str!("../../guest/activate-secrets.sh");
 const REPORT: &str = include_str!("../../guest/demo-report.sh");
 const REPORT_UNIT: &str = include_str!("../../guest/demo-report.service");
 /// Units that have nothing to do in a machine that lives for a minute.
@@ -81,6 +84,20 @@ impl Spec {
     }
 }
 
+/// What a server has besides: the agent as a store path of its own, as the module has it, and files.
+#[derive(Debug, Clone, Copy)]
+pub struct Server<'a> {
+    /// The agent.
+    pub agent: &'a Path,
+    /// Path below `/` → text, in which [`Server::AGENT`] stands for the agent's path.
+    pub files: &'a BTreeMap<String, String>,
+}
+
+impl Server<'_> {
+    /// Stands for the agent's path in files.
+    pub const AGENT: &'static str = "@agent@";
+}
+
 /// A system with its image.
 #[derive(Debug, Clone)]
 pub struct System {
@@ -115,12 +132,29 @@ impl<'a> Builder<'a> {
 
     /// The system of `spec`, made unless it is there.
     pub fn build(&self, spec: Spec) -> Result<System> {
+        self.build_with(spec, None)
+    }
+
+    /// The same with a server's programs and files.
+    pub fn build_with(&self, spec: Spec, server: Option<Server<'_>>) -> Result<System> {
         let busybox = self.busybox()?;
-        let userland = self.userland()?;
+        let userland = self.userland(server.is_some())?;
         let (linux, modules) = self.kernel_paths()?;
-        let extras = self.extras(spec.generation)?;
+        let mut extras = self.extras(spec.generation)?;
         let report = self.report()?;
-        let etc = self.etc(spec.generation, &report)?;
+        let files = match server {
+            Some(server) => {
+                let agent = self.agent(server.agent)?;
+                let program = format!("{}/bin/freshroot", agent.in_guest());
+                extras.push(agent);
+                let texts = server.files.iter();
+                texts
+                    .map(|(path, text)| (path.clone(), text.replace(Server::AGENT, &program)))
+                    .collect()
+            }
+            None => BTreeMap::new(),
+        };
+        let etc = self.etc(spec.generation, &report, &files)?;
         let toplevel = self.toplevel(
             spec,
             &Parts {
@@ -130,6 +164,7 @@ impl<'a> Builder<'a> {
                 modules: &modules,
                 extras: &extras,
                 etc: &etc,
+                activate: &format!("{}{ACTIVATE}", if server.is_some() { SECRETS } else { "" }),
             },
         )?;
         let mut paths = vec![busybox, userland, linux.clone(), modules, report, etc, toplevel.clone()];
@@ -167,8 +202,19 @@ impl<'a> Builder<'a> {
         Ok(path)
     }
 
-    fn userland(&self) -> Result<StorePath> {
-        let userland = Userland::prepare(self.vm)?;
+    fn agent(&self, program: &Path) -> Result<StorePath> {
+        let bytes = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+        let path = StorePath::of("freshroot", &[&bytes]);
+        self.staging.add(&path, |dir| {
+            let bin = dir.join("bin");
+            fs::create_dir(&bin).context("making bin")?;
+            copy(program, &bin.join("freshroot"))
+        })?;
+        Ok(path)
+    }
+
+    fn userland(&self, server: bool) -> Result<StorePath> {
+        let userland = Userland::prepare(self.vm, server)?;
         let path = StorePath::of("debian-userland", &[userland.key().as_bytes()]);
         self.staging.add(&path, |dir| userland.unpack(dir))?;
         Ok(path)
@@ -220,9 +266,16 @@ impl<'a> Builder<'a> {
         Ok(path)
     }
 
-    fn etc(&self, generation: u32, report: &StorePath) -> Result<StorePath> {
+    fn etc(&self, generation: u32, report: &StorePath, files: &BTreeMap<String, String>) -> Result<StorePath> {
         let unit = REPORT_UNIT.replace("@report@", &report.in_guest());
-        let path = StorePath::of("etc", &[unit.as_bytes(), &generation.to_le_bytes(), MASKED.join(" ").as_bytes()]);
+        let mut recipe = vec![
+            unit.clone().into_bytes(),
+            generation.to_le_bytes().to_vec(),
+            MASKED.join(" ").into_bytes(),
+        ];
+        recipe.extend(files.iter().map(|(path, text)| format!("{path}\n{text}").into_bytes()));
+        let recipe: Vec<&[u8]> = recipe.iter().map(Vec::as_slice).collect();
+        let path = StorePath::of("etc", &recipe);
         self.staging.add(&path, |dir| {
             let units = dir.join("etc/systemd/system");
             fs::create_dir_all(units.join("multi-user.target.wants")).context("making the unit folders")?;
@@ -234,7 +287,8 @@ impl<'a> Builder<'a> {
             write(&dir.join("etc/hostname"), "demo\n")?;
             write(&dir.join("etc/fstab"), "# The mounts of this machine are those of the boot.\n")?;
             write(&dir.join("etc/issue"), &format!("freshroot demo, generation {generation} \\l\n"))?;
-            write(&dir.join("etc/demo-generation"), &format!("{generation}\n"))
+            write(&dir.join("etc/demo-generation"), &format!("{generation}\n"))?;
+            files.iter().try_for_each(|(path, text)| add(dir, path, text))
         })?;
         Ok(path)
     }
@@ -242,14 +296,15 @@ impl<'a> Builder<'a> {
     fn toplevel(&self, spec: Spec, parts: &Parts<'_>) -> Result<StorePath> {
         let version = format!("26.05.demo.{}", spec.generation);
         let flavour = format!("2 {:?} {}", spec.kind, spec.padded);
-        let recipe: Vec<&[u8]> = [ACTIVATE, &flavour, &version]
+        let recipe: Vec<&[u8]> = [parts.activate, &flavour, &version]
             .iter()
             .map(|text| text.as_bytes())
             .chain(parts.all().map(|path| path.base.as_bytes()))
             .collect();
         let path = StorePath::of(&format!("nixos-system-demo-{version}"), &recipe);
         let systemd = format!("{}/usr/lib/systemd/systemd", parts.userland.in_guest());
-        let activate = ACTIVATE
+        let activate = parts
+            .activate
             .replace("@busybox@", &parts.busybox.in_guest())
             .replace("@userland@", &parts.userland.in_guest())
             .replace("@etc@", &parts.etc.in_guest())
@@ -307,6 +362,7 @@ struct Parts<'a> {
     modules: &'a StorePath,
     extras: &'a [StorePath],
     etc: &'a StorePath,
+    activate: &'a str,
 }
 
 impl<'a> Parts<'a> {
@@ -329,6 +385,24 @@ pub fn busybox_static(vm: &Path) -> Result<PathBuf> {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Writes `text` to `path` below `dir`; a unit is enabled as its `[Install]` section says.
+fn add(dir: &Path, path: &str, text: &str) -> Result<()> {
+    let file = dir.join(path.trim_start_matches('/'));
+    let parent = file.parent().context("a file without a folder")?;
+    fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    write(&file, text)?;
+    let Some((units, name)) = path.split_once("/systemd/system/") else {
+        return Ok(());
+    };
+    for (link, target) in crate::stage_1::install(name, text) {
+        let link = dir.join(units.trim_start_matches('/')).join("systemd/system").join(link);
+        let parent = link.parent().context("a link without a folder")?;
+        fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+        symlink(&target, &link).with_context(|| format!("linking {}", link.display()))?;
+    }
+    Ok(())
 }
 
 fn script(path: &Path, text: &str) -> Result<()> {

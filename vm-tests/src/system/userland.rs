@@ -15,6 +15,8 @@ const UNPACK_LIMIT: Duration = Duration::from_secs(300);
 
 /// What is in it besides `minbase`.
 const INCLUDE: &str = "systemd,systemd-sysv,udev,kmod,iproute2,procps,login";
+/// What a server has besides: LVM's rules for udev, for disks that come late, and a way in.
+const SERVER: &str = ",lvm2,openssh-server";
 /// Nothing reads these in a demo; half of the size goes with them.
 const EXCLUDE: &[&str] = &[
     "/usr/share/man/*",
@@ -33,12 +35,13 @@ pub struct Userland {
 }
 
 impl Userland {
-    /// Bootstraps the distribution that the host runs, unless it was done before.
-    pub fn prepare(vm: &Path) -> Result<Self> {
+    /// Bootstraps the distribution that the host runs, unless it was done before; `server` says whether with LVM and sshd.
+    pub fn prepare(vm: &Path, server: bool) -> Result<Self> {
         let suite = suite_of(&fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?)?;
         // The systemd version stands for the state of the archive: a point release makes a new root.
         let state = crate::packages::candidate("systemd")?;
-        let recipe = format!("1 {suite} {state} {INCLUDE} {EXCLUDE:?}");
+        let include = format!("{INCLUDE}{}", if server { SERVER } else { "" });
+        let recipe = format!("1 {suite} {state} {include} {EXCLUDE:?}");
         let key: String = Sha256::digest(recipe.as_bytes())
             .iter()
             .take(6)
@@ -47,7 +50,7 @@ impl Userland {
         let archive = vm.join(format!("debian-{suite}-{key}.tar"));
         if !archive.exists() {
             eprintln!("system: bootstrapping Debian {suite} (once)");
-            bootstrap(&suite, &archive)?;
+            bootstrap(&suite, &include, &archive)?;
         }
         Ok(Self { archive, key })
     }
@@ -77,6 +80,11 @@ impl Userland {
         ] {
             remove(&dir.join(gone))?;
         }
+        // Made when sshd was installed: every machine makes its own.
+        for kind in ["ecdsa", "ed25519", "rsa"] {
+            remove(&dir.join(format!("etc/ssh/ssh_host_{kind}_key")))?;
+            remove(&dir.join(format!("etc/ssh/ssh_host_{kind}_key.pub")))?;
+        }
         // The modules are those of the booted kernel, as on NixOS.
         remove(&dir.join("usr/lib/modules"))?;
         std::os::unix::fs::symlink("/run/booted-system/kernel-modules/lib/modules", dir.join("usr/lib/modules"))
@@ -94,10 +102,10 @@ fn remove(path: &Path) -> Result<()> {
     .with_context(|| format!("removing {}", path.display()))
 }
 
-fn bootstrap(suite: &str, archive: &Path) -> Result<()> {
+fn bootstrap(suite: &str, include: &str, archive: &Path) -> Result<()> {
     let making = archive.with_extension("making.tar");
     Tool::new("mmdebstrap", BOOTSTRAP_LIMIT)
-        .args(["--quiet", "--variant=minbase", "--include", INCLUDE])
+        .args(["--quiet", "--variant=minbase", "--include", include])
         .args(EXCLUDE.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
         .env("SOURCE_DATE_EPOCH", "315532800")
         .arg(suite)

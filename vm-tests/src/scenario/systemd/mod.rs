@@ -15,6 +15,8 @@ use crate::trial::{Boot, Trial};
 /// The tests of this folder.
 pub const ALL: &[&[Scenario]] = &[
     disks::ALL,
+    super::homestaker::SYSTEMD,
+    super::unlock::SYSTEMD,
     limits::ALL,
     tries::ALL,
     failures::ALL,
