@@ -219,9 +219,14 @@ impl<'a> Boot<'a> {
     }
 
     /// Adds a disk.
-    pub fn disk(mut self, disk: &Disk) -> Self {
+    pub fn disk(self, disk: &Disk) -> Self {
         let serial = format!("disk{}", self.disks.len());
-        self.disks.push((disk.clone(), serial));
+        self.disk_as(disk, &serial)
+    }
+
+    /// Adds a disk with this serial number.
+    pub fn disk_as(mut self, disk: &Disk, serial: &str) -> Self {
+        self.disks.push((disk.clone(), serial.to_owned()));
         self
     }
 

@@ -2,6 +2,7 @@
 
 pub mod baseline;
 mod cut;
+mod disk_faults;
 mod disks;
 mod fallback;
 mod hostile;
@@ -104,6 +105,7 @@ pub fn all() -> Vec<Test> {
         cut::ALL,
         fallback::ALL,
         disks::ALL,
+        disk_faults::ALL,
         stacks::ALL,
         network::ALL,
         hostile::ALL,
