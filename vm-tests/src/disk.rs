@@ -11,6 +11,8 @@ use crate::command::Tool;
 const LIMIT: Duration = Duration::from_secs(120);
 /// Reading a large image out of a disk image and hashing it.
 const READ_LIMIT: Duration = Duration::from_secs(300);
+/// Blocks of ext4 on all but the smallest disks.
+const BLOCK: u64 = 4096;
 
 /// File systems that a disk can be made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +27,12 @@ pub enum FsType {
     Vfat,
 }
 
-/// A raw disk image without a partition table.
+/// A raw disk image without a partition table, and how it is plugged in.
 #[derive(Debug, Clone)]
 pub struct Disk {
     path: PathBuf,
+    read_only: bool,
+    unreadable: Option<u64>,
 }
 
 impl Disk {
@@ -60,7 +64,15 @@ impl Disk {
             FsType::Vfat => Tool::new("mkfs.vfat", LIMIT).args(["-F", "32", "-n", label]),
         };
         tool.arg(path).run()?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self::at(path))
+    }
+
+    /// A sparse image of `mebibytes` at `path` with an ext4 of blocks of 4096 bytes, made with `options`.
+    pub fn make_ext4(path: &Path, mebibytes: u64, label: &str, options: &[&str]) -> Result<Self> {
+        Self::blank(path, mebibytes)?;
+        let tool = Tool::new("mke2fs", LIMIT).args(["-q", "-F", "-t", "ext4", "-b", &BLOCK.to_string(), "-L", label]);
+        tool.args(options).arg(path).run()?;
+        Ok(Self::at(path))
     }
 
     /// A sparse image of `mebibytes` at `path` with nothing on it.
@@ -68,12 +80,52 @@ impl Disk {
         File::create(path)
             .and_then(|file| file.set_len(mebibytes << 20))
             .with_context(|| format!("making the disk {}", path.display()))?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self::at(path))
     }
 
     /// A disk that exists.
     pub fn at(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self {
+            path: path.to_owned(),
+            read_only: false,
+            unreadable: None,
+        }
+    }
+
+    /// The same disk, as a medium that takes no writes.
+    pub fn read_only(&self) -> Self {
+        Self {
+            read_only: true,
+            ..self.clone()
+        }
+    }
+
+    /// The same disk, with a sector (of 512 bytes) that cannot be read, until [`crate::qemu::Vm::remap`] has mended it.
+    pub fn unreadable(&self, sector: u64) -> Self {
+        Self {
+            unreadable: Some(sector),
+            ..self.clone()
+        }
+    }
+
+    /// Whether it takes no writes.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The sector that cannot be read.
+    pub fn unreadable_sector(&self) -> Option<u64> {
+        self.unreadable
+    }
+
+    /// The sector (of 512 bytes) that holds the byte `at` of a file of an ext4 disk with blocks of 4096 bytes.
+    pub fn sector_of(&self, file: &str, at: u64) -> Result<u64> {
+        let shown = self.debugfs(&format!("bmap {file} {}", at / BLOCK))?;
+        let block: u64 = shown
+            .trim()
+            .parse()
+            .with_context(|| format!("debugfs has no block for {file}: «{shown}»"))?;
+        Ok((block * BLOCK + at % BLOCK) / 512)
     }
 
     /// A disk that holds `script` as it is, padded to whole sectors with newlines: a shell reads it from the device.
@@ -82,7 +134,7 @@ impl Disk {
         bytes.extend_from_slice(b"\nexit 0\n");
         bytes.resize(bytes.len().next_multiple_of(512), b'\n');
         fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self::at(path))
     }
 
     /// Its image file.

@@ -241,6 +241,11 @@ impl<'a> Boot<'a> {
         self.attach(disk, &serial, Bus::Virtio)
     }
 
+    /// Adds a disk with this serial number.
+    pub fn disk_as(self, disk: &Disk, serial: &str) -> Self {
+        self.attach(disk, serial, Bus::Virtio)
+    }
+
     /// Adds a disk with this serial number on this bus.
     pub fn attach(mut self, disk: &Disk, serial: &str, bus: Bus) -> Self {
         self.disks.push((disk.clone(), serial.to_owned(), bus));

@@ -39,14 +39,17 @@ pub enum Bus {
 
 /// The PCI function of the AHCI controller, as `/dev/disk/by-path` names it: `pci-0000:00:1e.0`.
 const AHCI_SLOT: &str = "1e.0";
+/// What the names of QEMU's devices for disks begin with, before the serial number.
+const PLUGGED: &str = "plugged-";
+/// What the names of disks with an unreadable sector begin with, before their number.
+const FAULTY: &str = "faulty";
 
 /// A disk of a machine.
 #[derive(Debug, Clone)]
 struct Attached {
-    path: PathBuf,
+    disk: Disk,
     serial: String,
     bus: Bus,
-    read_only: bool,
     /// Its place in the firmware's boot order.
     order: Option<u32>,
 }
@@ -179,10 +182,9 @@ impl Machine {
     /// Adds a disk on this bus.
     pub fn attach(mut self, disk: &Disk, serial: &str, bus: Bus) -> Self {
         self.disks.push(Attached {
-            path: disk.path().to_owned(),
+            disk: disk.clone(),
             serial: serial.to_owned(),
             bus,
-            read_only: false,
             order: None,
         });
         self
@@ -204,15 +206,8 @@ impl Machine {
     }
 
     /// Adds the disk with a script that the demo system runs.
-    pub fn script(mut self, disk: &Disk) -> Self {
-        self.disks.push(Attached {
-            path: disk.path().to_owned(),
-            serial: "script".to_owned(),
-            bus: Bus::Virtio,
-            read_only: true,
-            order: None,
-        });
-        self
+    pub fn script(self, disk: &Disk) -> Self {
+        self.disk(&disk.read_only(), "script")
     }
 
     /// Adds a network card.
@@ -306,26 +301,32 @@ impl Machine {
         }
         let mut sata_ports = 0..;
         for (number, disk) in self.disks.iter().enumerate() {
-            let Attached {
-                path,
-                serial,
-                bus,
-                read_only,
-                order,
-            } = disk;
-            let access = if *read_only { ",readonly=on" } else { "" };
+            let Attached { disk, serial, bus, order } = disk;
+            let access = if disk.is_read_only() { ",readonly=on" } else { "" };
             let order = place(*order);
+            let file = disk.path().display();
+            let file = match disk.unreadable_sector() {
+                // Both the faulty way to the file and the sound one that takes its place are open at once.
+                Some(sector) => format!(
+                    "node-name={FAULTY}{number},file.driver=blkdebug,file.image.driver=file,file.image.filename={file},file.image.locking=off,\
+                     file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.errno=5,file.inject-error.0.sector={sector}"
+                ),
+                None => format!("file={file}"),
+            };
             // writeback: a killed machine has lost what its own kernel held back, and nothing that it was told is on disk.
             add(
                 "-drive",
-                format!("if=none,id=disk{number},format=raw,cache=writeback,file={}{access}", path.display()),
+                format!("if=none,id=disk{number},format=raw,cache=writeback,{file}{access}"),
             );
             let device = match bus {
                 Bus::Virtio => "virtio-blk-pci".to_owned(),
                 Bus::Sata => format!("ide-hd,bus=sata.{}", sata_ports.next().unwrap_or_default()),
                 Bus::Usb => "usb-storage,bus=usb.0".to_owned(),
             };
-            add("-device", format!("{device},drive=disk{number},serial={serial}{order}"));
+            add(
+                "-device",
+                format!("{device},id={PLUGGED}{serial},drive=disk{number},serial={serial}{order}"),
+            );
         }
         if let Some((iso, order)) = &self.disc {
             add(
@@ -461,13 +462,38 @@ impl Vm {
         let qmp = self.qmp()?;
         qmp.execute(
             "blockdev-add",
-            &json!({ "node-name": node, "driver": "raw", "file": { "driver": "file", "filename": disk.path() } }),
+            &json!({ "node-name": node, "driver": "raw", "read-only": disk.is_read_only(), "file": { "driver": "file", "filename": disk.path() } }),
         )?;
+        let device = format!("{PLUGGED}{serial}");
         qmp.execute(
             "device_add",
-            &json!({ "driver": "virtio-blk-pci", "id": serial, "drive": node, "serial": serial }),
+            &json!({ "driver": "virtio-blk-pci", "id": device, "drive": node, "serial": serial }),
         )?;
         Ok(())
+    }
+
+    /// Pulls the disk with this serial number out, and waits until the guest has let it go.
+    pub fn unplug(&mut self, serial: &str) -> Result<()> {
+        let device = format!("{PLUGGED}{serial}");
+        let qmp = self.qmp()?;
+        qmp.execute("device_del", &json!({ "id": device }))?;
+        qmp.wait_event("DEVICE_DELETED", &|data| data["device"] == device.as_str())
+            .with_context(|| format!("waiting until the disk {serial} is gone"))
+    }
+
+    /// Makes the unreadable sector of disk `number` readable, as a drive does that has a spare one for it when it is written.
+    pub fn remap(&mut self, number: usize, disk: &Disk) -> Result<()> {
+        let (sound, faulty) = (format!("sound{number}"), format!("{FAULTY}{number}"));
+        let qmp = self.qmp()?;
+        qmp.execute(
+            "blockdev-add",
+            &json!({ "node-name": sound, "driver": "file", "filename": disk.path(), "locking": "off" }),
+        )?;
+        qmp.execute(
+            "blockdev-reopen",
+            &json!({ "options": [{ "node-name": faulty, "driver": "raw", "file": sound }] }),
+        )
+        .map(drop)
     }
 
     /// Bytes that the guest has written to its disk `number` so far.

@@ -32,7 +32,7 @@ fn late(trial: &Trial<'_>) -> Result<()> {
         .start("boot")?;
     vm.wait_for(&["waiting for LABEL=CACHE"])?;
     // Not a wait for anything: this is how late the disk is.
-    std::thread::sleep(std::time::Duration::from_secs(8));
+    std::thread::sleep(std::time::Duration::from_secs(20));
     vm.plug(&disk, "late")?;
     let booted = Booted::read(&mut vm)?;
     ensure!(

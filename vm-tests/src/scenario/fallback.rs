@@ -37,11 +37,6 @@ pub const ALL: &[Scenario] = &[
         foreign_signature,
     ),
     Scenario::new(
-        "cache-flipped",
-        "a cached image with one wrong byte is not booted but mended from the server",
-        cache_flipped,
-    ),
-    Scenario::new(
         "system-wrong",
         "an answer that does not hold the system that was asked for is refused",
         wrong_system,
@@ -198,35 +193,6 @@ fn previous_boots(trial: &Trial<'_>, served: &Served) -> Result<()> {
         .is_some_and(|all| !all.is_empty());
     ensure!(warned, "the report does not warn: {}", booted.report);
     ensure!(cache_content(&disk)? == before, "images or generations have changed");
-    Ok(())
-}
-
-fn cache_flipped(trial: &Trial<'_>) -> Result<()> {
-    let served = trial.lab.served(1)?;
-    let (digest, _) = served.image(CHANNEL)?;
-    let file = format!("/freshroot/images/{digest}.squashfs");
-    let disk = trial.filled_cache()?;
-    let mut bytes = disk.read(&file)?;
-    let middle = bytes.len() / 2;
-    if let Some(byte) = bytes.get_mut(middle) {
-        *byte ^= 1;
-    }
-    disk.overwrite(&file, &bytes)?;
-    let server = trial.serve(&served)?;
-    let system = trial.lab.system(Spec::generation(1))?;
-    let booted = trial
-        .boot()
-        .disk(&disk)
-        .server(server.address().port())
-        .system(&system)
-        .once("boot")?;
-    ensure!(
-        booted.generation()? == 1 && !server.requests().is_empty(),
-        "report: {}",
-        booted.report
-    );
-    let content = cache_content(&disk)?;
-    ensure!(content.contains(&(file, digest)), "the cache holds {content:?}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 pub mod baseline;
 mod cut;
+mod disk_faults;
 mod disks;
 mod fallback;
 mod homestaker;
@@ -108,6 +109,7 @@ pub fn all() -> Vec<Test> {
         cut::ALL,
         fallback::ALL,
         disks::ALL,
+        disk_faults::ALL,
         stacks::ALL,
         prepare::ALL,
         zoo::ALL,
