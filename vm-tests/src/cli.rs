@@ -20,7 +20,7 @@ Boots freshroot in QEMU.
       --seed N                      seed of the property tests, the kills, the fuzzers and the lossy links
       --jobs N                      virtual machines or fuzzers at a time (1 or 2; else as many as memory allows)
   vm-tests/run bench [--pairs N]    figures: paired runs, medians; docs/performance.md says what they mean
-      --only PART                   only these: size, transfer, links, boot, mounts
+      --only PART                   only these: size, transfer, links, boot, mounts, late
   vm-tests/run help                 this text
 
 Logs and disks of each boot are in target/vm/logs. --level is zstd's for the images (3; NixOS has 19).
@@ -112,7 +112,7 @@ pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
                         let name = parser.value()?.string()?;
                         only = Some(
                             Part::by_name(&name)
-                                .with_context(|| format!("there is no part «{name}»: size, transfer, links, boot, mounts"))?,
+                                .with_context(|| format!("there is no part «{name}»: size, transfer, links, boot, mounts, late"))?,
                         );
                     }
                     Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),

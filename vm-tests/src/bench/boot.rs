@@ -7,7 +7,6 @@ use serde_json::json;
 
 use super::figure::{Comparison, Figure, Target};
 use crate::disk::Disk;
-use crate::qemu::accel::Accelerator;
 use crate::scenario::baseline;
 use crate::system::{Spec, System};
 use crate::trial::{Booted, Trial};
@@ -55,10 +54,7 @@ pub fn measure(trial: &Trial<'_>, pairs: u32) -> Result<Vec<Figure>> {
         activation.push((ours.activation, peer.activation));
         full.push((verified.own, ours.own));
     }
-    let accelerator = match trial.lab.accelerator {
-        Accelerator::Kvm => "KVM",
-        Accelerator::Tcg => "TCG",
-    };
+    let accelerator = trial.lab.accelerator.name();
     let figure = |what: &str, runs: &[(f64, f64)], target: Target| -> Result<Figure> {
         let compared = Comparison::of(runs)?;
         Ok(Figure::compared(

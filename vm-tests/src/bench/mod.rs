@@ -2,6 +2,7 @@
 
 mod boot;
 mod figure;
+mod late;
 mod links;
 mod mounts;
 mod size;
@@ -29,6 +30,8 @@ pub enum Part {
     Boot,
     /// File systems on disks.
     Mounts,
+    /// Disks that come late.
+    Late,
 }
 
 impl Part {
@@ -40,6 +43,7 @@ impl Part {
             "links" => Some(Self::Links),
             "boot" => Some(Self::Boot),
             "mounts" => Some(Self::Mounts),
+            "late" => Some(Self::Late),
             _ => None,
         }
     }
@@ -75,6 +79,9 @@ pub fn run(workspace: Workspace, pairs: u32, only: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Mounts) {
         note(mounts::measure(&trial, pairs)?);
+    }
+    if wanted(Part::Late) {
+        note(late::measure(&trial, pairs)?);
     }
     let out = lab.workspace.vm().join("bench.json");
     let text = serde_json::to_string_pretty(&figures).context("writing the figures as JSON")?;

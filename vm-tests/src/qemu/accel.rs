@@ -22,6 +22,14 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
+    /// Its name, for figures.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG",
+        }
+    }
+
     /// The arguments for QEMU.
     pub fn arguments(self) -> [&'static str; 4] {
         match self {
