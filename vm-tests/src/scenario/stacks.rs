@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Scenario;
 use crate::disk::Disk;
 use crate::lab::STACK_KEY;
-use crate::stage_1::workshop;
+use crate::stage_1::{GENERATE_SHUTDOWN_RAMFS, workshop};
 use crate::system::Spec;
 use crate::trial::{Boot, Booted, Trial};
 
@@ -77,26 +77,31 @@ fn prepare(trial: &Trial<'_>, disks: &[Disk], script: &str) -> Result<()> {
     workshop::run(trial, &all, script, LIFE)
 }
 
+/// What is looked at in the guest: what the workshop left on `/data`, and what the cache is on.
+const LOOK: &str = "set -e; grep -qx made /data/made; echo more >>/data/more; lsblk -n -s -o TYPE \"$(findmnt -n -o SOURCE /run/freshroot/cache | sed 's/\\[.*//')\"; \
+                    cat /run/udev/data/b253:* 2>/dev/null || true; echo lines=$(wc -l </data/more)";
+
 /// Boots from the cache on `cache`, and finds what the workshop left on `/data`.
 fn check(trial: &Trial<'_>, name: &str, disks: &[Disk], cache: &str, data: &str, more: Value) -> Result<Booted> {
-    let mut config = json!({
-        "cache": { "device": cache, "wait": "90s" },
-        "policy": { "mode": "offline" },
-        "fileSystems": { "/data": { "device": data, "fsType": "ext4", "options": ["noatime"] } },
-    });
-    crate::lab::merge(&mut config, &more);
-    let system = trial.lab.system(Spec::generation(1))?;
-    let boot = trial.boot().with_tools().config(config).system(&system).patience(2);
-    let boot = disks.iter().fold(boot, Boot::disk);
-    let script = "set -e; grep -qx made /data/made; echo more >>/data/more; lsblk -n -s -o TYPE \"$(findmnt -n -o SOURCE /run/freshroot/cache | sed 's/\\[.*//')\"; \
-                  cat /run/udev/data/b253:* 2>/dev/null || true; echo lines=$(wc -l </data/more)";
-    let booted = boot.script(script).once(name)?;
+    let booted = boot(trial, disks, cache, data, &more)?.script(LOOK).once(name)?;
     ensure!(
         booted.generation()? == 1 && booted.text("/source") == "cache",
         "report: {}",
         booted.report
     );
     Ok(booted)
+}
+
+fn boot<'a>(trial: &'a Trial<'a>, disks: &[Disk], cache: &str, data: &str, more: &Value) -> Result<Boot<'a>> {
+    let mut config = json!({
+        "cache": { "device": cache, "wait": "90s" },
+        "policy": { "mode": "offline" },
+        "fileSystems": { "/data": { "device": data, "fsType": "ext4", "options": ["noatime"] } },
+    });
+    crate::lab::merge(&mut config, more);
+    let system = trial.lab.system(Spec::generation(1))?;
+    let boot = trial.boot().with_tools().config(config).system(&system).patience(2);
+    Ok(disks.iter().fold(boot, Boot::disk))
 }
 
 fn lvm(trial: &Trial<'_>) -> Result<()> {
@@ -107,21 +112,47 @@ fn lvm(trial: &Trial<'_>) -> Result<()> {
         "modprobe dm_mod; lvm pvcreate -q /dev/vda /dev/vdb; lvm vgcreate -q vg0 /dev/vda /dev/vdb; lvm lvcreate -q -i 2 -n cache -L 304M vg0; lvm lvcreate -q -i 2 -n data -L 64M vg0
          fill /dev/mapper/vg0-cache /dev/mapper/vg0-data; lvm vgchange -an vg0",
     )?;
-    for (lines, name) in [(1, "first"), (2, "second")] {
-        let booted = check(trial, name, &disks, "/dev/mapper/vg0-cache", "/dev/vg0/data", json!({}))?;
-        ensure!(
-            booted.script.contains("lvm") && booted.script.contains(&format!("lines={lines}")),
-            "what was written is not there, or not on LVM:\n{}",
-            booted.script
-        );
-        ensure!(
-            booted.script.contains("DM_UDEV_PRIMARY_SOURCE_FLAG=1"),
-            "udev was not told:\n{}",
-            booted.script
-        );
-        let checks = booted.report["checks"].as_array().map_or(0, Vec::len);
-        ensure!(checks == 2, "two file systems were to be checked: {}", booted.report);
-    }
+    // As Debian shuts down, which has nothing to go back to: what runs from the cache's disk keeps it busy to the end, and it is made read-only.
+    let booted = check(trial, "first", &disks, "/dev/mapper/vg0-cache", "/dev/vg0/data", json!({}))?;
+    must_be_on_lvm(&booted, 1)?;
+    // As NixOS shuts down: systemd-shutdown goes on in a ramfs, from which nothing is busy any more.
+    let script = format!(
+        "{LOOK}; ! dmesg | grep -i 'recovering journal'
+        mkdir -p /run/initramfs; cat >/run/generate <<'END'\n{GENERATE_SHUTDOWN_RAMFS}\nEND\nsh /run/generate"
+    );
+    let mut vm = boot(trial, &disks, "/dev/mapper/vg0-cache", "/dev/vg0/data", &json!({}))?
+        .script(&script)
+        // What systemd-shutdown says is for the kernel log, as information; the last loglevel= counts.
+        .words("loglevel=7 demo.then=poweroff")
+        .start("second")?;
+    let mut booted = Booted::read(&mut vm)?;
+    booted.read_script(&mut vm)?;
+    must_be_on_lvm(&booted, 2)?;
+    vm.wait_end()?;
+    let said = vm.said();
+    let (_, in_ramfs) = said
+        .split_once("Returning to initrd")
+        .with_context(|| format!("the shutdown did not go through the ramfs:\n{said}"))?;
+    ensure!(
+        in_ramfs.contains("All filesystems, swaps, loop devices, MD devices and DM devices detached"),
+        "something stayed mounted or attached:\n{in_ramfs}"
+    );
+    Ok(())
+}
+
+fn must_be_on_lvm(booted: &Booted, lines: u32) -> Result<()> {
+    ensure!(
+        booted.script.contains("lvm") && booted.script.contains(&format!("lines={lines}")),
+        "what was written is not there, or not on LVM:\n{}",
+        booted.script
+    );
+    ensure!(
+        booted.script.contains("DM_UDEV_PRIMARY_SOURCE_FLAG=1"),
+        "udev was not told:\n{}",
+        booted.script
+    );
+    let checks = booted.report["checks"].as_array().map_or(0, Vec::len);
+    ensure!(checks == 2, "two file systems were to be checked: {}", booted.report);
     Ok(())
 }
 

@@ -63,13 +63,12 @@ const UNPACK_LIMIT: Duration = Duration::from_secs(120);
 /// 252 knows nothing of it, and would look for a device of that name.
 const ROOT_FSTAB: &str = "root=fstab";
 
+/// Fills the ramfs that a shutdown goes back to.
+pub const GENERATE_SHUTDOWN_RAMFS: &str = include_str!("../../guest/stage-2/generate-shutdown-ramfs.sh");
+
 /// The running system's part of what NixOS has: files below its /run. The demo system has no store path for them.
 const RUNNING: &[(&str, &str, u32)] = &[
-    (
-        "demo/generate-shutdown-ramfs",
-        include_str!("../../guest/stage-2/generate-shutdown-ramfs.sh"),
-        0o755,
-    ),
+    ("demo/generate-shutdown-ramfs", GENERATE_SHUTDOWN_RAMFS, 0o755),
     (
         "systemd/system/generate-shutdown-ramfs.service",
         include_str!("../../guest/stage-2/generate-shutdown-ramfs.service"),
