@@ -30,7 +30,7 @@ pub const ALL: &[Scenario] = &[
     ),
     Scenario::new(
         "zoo-cuts",
-        "the same over five power cuts, each while all of them are written to",
+        "the same over three power cuts, each while all of them are written to",
         many_cuts,
     )
     .nightly(),
@@ -52,7 +52,7 @@ fn one_cut(trial: &Trial<'_>) -> Result<()> {
 }
 
 fn many_cuts(trial: &Trial<'_>) -> Result<()> {
-    cuts(trial, 5)
+    cuts(trial, 3)
 }
 
 fn cuts(trial: &Trial<'_>, times: u32) -> Result<()> {

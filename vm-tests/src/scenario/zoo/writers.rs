@@ -43,7 +43,7 @@ impl Told {
     /// A script that fails unless each of them is there with its content.
     pub fn look(&self) -> String {
         let mut script = format!(
-            "lost=0; look() {{ n=0; while [ $n -lt $3 ]; do n=$((n+1)); yes \"$1 $2 $n\" | head -c {LENGTH} | cmp - $1/cut-$2-$n || lost=1; done; }}\n"
+            "lost=0; look() {{ n=0; while [ $n -lt $3 ]; do n=$((n+1)); yes \"$1 $2 $n\" 2>/dev/null | head -c {LENGTH} | cmp - $1/cut-$2-$n || lost=1; done; }}\n"
         );
         for ((cut, place), number) in &self.0 {
             script += &format!("look {place} {cut} {number}\n");
@@ -56,7 +56,7 @@ impl Told {
 pub fn start(places: &[&str], cut: u32) -> String {
     let places = places.join(" ");
     format!(
-        "writer() {{ n=0; while [ $n -lt {MOST} ]; do n=$((n+1)); f=$1/cut-{cut}-$n; yes \"$1 {cut} $n\" | head -c {LENGTH} >$f; \
+        "writer() {{ n=0; while [ $n -lt {MOST} ]; do n=$((n+1)); f=$1/cut-{cut}-$n; yes \"$1 {cut} $n\" 2>/dev/null | head -c {LENGTH} >$f; \
          sync $f $1 || exit 1; echo \"SAFE $1 $n\"; done; }}\n\
          for place in {places}; do writer $place & done\nwait; sleep infinity"
     )
