@@ -177,7 +177,7 @@ fn whole(machine: &Machine<'_>, host_key: &str) -> Result<()> {
     let mut server = trial.serve(&served)?;
     let script = "set -e; findmnt -nr -o SOURCE,FSTYPE /data; lvs --noheadings -o lv_name,stripes
                   systemctl is-active validator.service chain.service app.service freshroot-persist-ok.target ssh.service
-                  ssh-keyscan -t ecdsa 127.0.0.1 2>/dev/null; ssh-keygen -y -f /data/ssh/ssh_host_ecdsa_key
+                  ssh-keyscan -T 60 -t ecdsa 127.0.0.1 2>/dev/null; ssh-keygen -y -f /data/ssh/ssh_host_ecdsa_key
                   echo 1000 >/data/chain/blocks; echo kept >/var/lib/app/file";
     let mut vm = machine
         .boot(2, 90)?
@@ -215,7 +215,7 @@ fn pulled(machine: &Machine<'_>) -> Result<()> {
         for place in /data /var/lib/app; do findmnt -nr -o SOURCE,FSTYPE,OPTIONS $place; done; ls -A /data | wc -l; echo x >/data/x && echo written
         for unit in $units; do echo \"$unit $(systemctl is-active $unit)\"; done
         systemctl is-active multi-user.target ssh.service; echo emergency $(systemctl is-active emergency.target)
-        ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null
+        ssh-keyscan -T 60 -t ed25519 127.0.0.1 2>/dev/null
         echo PLUG-IT-IN >/dev/console
         i=0; until systemctl --quiet is-active $units || [ $i = 400 ]; do i=$((i+1)); sleep 0.3; done
         echo AFTERWARDS; for place in /data /var/lib/app; do findmnt -nr -o SOURCE,FSTYPE $place; done
