@@ -220,7 +220,8 @@ let
         ];
         description = ''
           Its partitions, in their order: `name`, `size` (`100%` for the last one), and optionally `label` (default: disko's `disk-<name>-<partition>`), `type` (`EF00`, `8300` and the like, or a GUID)
-          and `content`: `{ type = "filesystem"; format = "ext4"; }` (or `xfs`, `btrfs`, `vfat`), `{ type = "btrfs"; subvolumes = [ … ]; }` or `{ type = "swap"; }`, each with `label` and `extraArgs`.
+          and `content`: `{ type = "filesystem"; format = "ext4"; }` (or `xfs`, `btrfs`, `vfat`), `{ type = "btrfs"; subvolumes = [ … ]; }` or `{ type = "swap"; }`, each with `label` and `extraArgs`; or
+          `{ type = "luks"; settings.keyFile = "/etc/keys/state"; content = …; }`, whose key is a file of the initrd ({option}`boot.freshroot.initrd.extraFiles`). Who has the initrd has that key.
         '';
       };
     };

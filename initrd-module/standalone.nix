@@ -29,14 +29,17 @@ let
   prepared = lib.filter (disk: disk.prepare or false) (
     lib.attrValues (cfg.internal.configuration.disks or { })
   );
+  formatsOf =
+    content:
+    if content == null then
+      [ ]
+    else
+      [ (content.format or (if content.type == "filesystem" then "" else content.type)) ]
+      # In a LUKS container.
+      ++ formatsOf (content.content or null);
   formats = lib.unique (
     lib.concatMap (
-      disk:
-      map (
-        partition:
-        partition.content.format
-          or (if partition.content.type == "filesystem" then "" else partition.content.type)
-      ) (lib.filter (partition: partition.content or null != null) disk.partitions)
+      disk: lib.concatMap (partition: formatsOf (partition.content or null)) disk.partitions
     ) prepared
   );
   makers = {
@@ -59,6 +62,10 @@ let
     swap = {
       package = pkgs.util-linux;
       program = "mkswap";
+    };
+    luks = {
+      package = pkgs.cryptsetup;
+      program = "cryptsetup";
     };
   };
   programs =
@@ -98,7 +105,7 @@ let
     md = config.boot.swraid.enable or false;
   };
   # Loaded at once: there is no program that the kernel could call for a cipher.
-  ciphers = lib.optionals (luks.devices != { }) (luks.cryptoModules or [ ]);
+  ciphers = lib.optionals (luks.devices != { } || lib.elem "luks" formats) (luks.cryptoModules or [ ]);
   checkedTypes = lib.unique (
     lib.optional (cacheDevice != null) cacheType
     ++ map (entry: entry.fsType) (lib.filter (entry: !(entry.noCheck or false)) cfg.internal.neededForBoot)
@@ -150,6 +157,7 @@ let
       ++ ciphers
       # Subvolumes are made by the kernel.
       ++ lib.optional (lib.elem "btrfs" formats) "btrfs"
+      ++ lib.optional (lib.elem "luks" formats) "dm_crypt"
     );
   };
   deviceNodes = pkgs.runCommand "freshroot-device-nodes.cpio" { preferLocalBuild = true; } ''
@@ -187,7 +195,7 @@ let
         source = "${lib.getBin package}/bin/${program}";
         target = "/bin/${program}";
       }
-    ) programs
+    ) (lib.filter ({ program, ... }: !(tools ? ${program})) programs)
     ++ lib.optional cfg.internal.https {
       source = cfg.initrd.caBundle;
       target = "/etc/freshroot/ca-bundle.crt";

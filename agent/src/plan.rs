@@ -28,6 +28,7 @@ use crate::http::Budget;
 use crate::mode::Mode;
 use crate::mount::entry::{MountEntry, MountKind, Need};
 use crate::mount::system::{RO_STORE, RW_STORE, STORE, TOPLEVEL_LINK};
+use crate::prepare::content::Content;
 use crate::prepare::declaration::Declared;
 use crate::select::{Target, Wanted, select};
 use crate::settings::row::Row;
@@ -476,7 +477,7 @@ fn unlocked((name, entry): (&String, &LuksDevice)) -> String {
 fn disk(declared: &Declared, mode: Mode) -> String {
     let partitions = declared.partitions.iter().map(|partition| {
         let size = partition.size.map_or_else(|| "what is left".to_owned(), show_bytes);
-        let content = partition.content.as_ref().map_or("nothing", |content| content.format.name());
+        let content = partition.content.as_ref().map_or_else(|| "nothing".to_owned(), Content::shown);
         format!("{} ({size}, {content})", partition.label)
     });
     let what = format!(

@@ -501,7 +501,7 @@ fn a_blank_disk_is_prepared_as_the_dry_run_said_mounts_and_is_left_alone_from_th
         }
         if let Step::Make(making) = step {
             let node = format!("--offset {} {}", making.start, disk.device);
-            assert_eq!(tag(&node, "UUID"), making.uuid, "{}", making.label);
+            assert_eq!(tag(&node, "UUID"), making.made.uuid, "{}", making.label);
         }
     }
     assert_prepared(&machine, &disk, &declared);

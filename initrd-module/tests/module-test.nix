@@ -780,6 +780,34 @@ support.lines (
         "blkid"
       ]
     )
+    (equal "and for a LUKS container cryptsetup, and what makes what is in it"
+      (eval [
+        diskless
+        (freshroot {
+          disks.main = blank // {
+            partitions = [
+              {
+                name = "crypt";
+                size = "100%";
+                content = {
+                  type = "luks";
+                  settings.keyFile = "/etc/keys/state";
+                  content = {
+                    type = "filesystem";
+                    format = "xfs";
+                  };
+                };
+              }
+            ];
+          };
+        })
+      ]).boot.freshroot.internal.preparePrograms
+      [
+        "cryptsetup"
+        "mkfs.xfs"
+        "blkid"
+      ]
+    )
     (equal "and without declared disks none of them" (eval [
       diskless
     ]).boot.freshroot.internal.preparePrograms [ ])

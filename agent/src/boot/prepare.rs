@@ -9,7 +9,7 @@ use super::disks::Disks;
 use crate::mode::Mode;
 use crate::prepare::act::carry_out;
 use crate::prepare::blank::Refusal;
-use crate::prepare::content::Format;
+use crate::prepare::content::{Content, Format};
 use crate::prepare::declaration::Declared;
 use crate::prepare::identity::meant;
 use crate::prepare::look::{Intent, Looked, look, the_one};
@@ -52,14 +52,15 @@ pub fn prepare_disks(root: &Path, mode: Mode, declared: &[Declared], disks: &mut
     }
 }
 
-/// What is made on a btrfs is made by the kernel: it must know the file system.
+/// What is made on a btrfs, and in a LUKS container, is made by the kernel: it must know both.
 fn load_drivers(declared: &Declared, disks: &mut Disks<'_>) {
     let contents = declared.partitions.iter().filter_map(|partition| partition.content.as_ref());
-    if contents
-        .filter(|content| !content.subvolumes.is_empty())
-        .any(|content| content.format == Format::Btrfs)
-    {
+    let formats: Vec<Format> = contents.flat_map(Content::formats).collect();
+    if formats.contains(&Format::Btrfs) {
         disks.load_file_system(Format::Btrfs.name());
+    }
+    if formats.contains(&Format::Luks) {
+        disks.load_for_luks();
     }
 }
 

@@ -1,6 +1,8 @@
 //! Carrying a plan out: the only place that writes to a disk.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -10,16 +12,20 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use crate::device::probe::signatures;
+use crate::device::probe::{ReadAt, signatures};
 use crate::mount::loop_device::{LoopDevice, LoopOptions};
 use crate::sys;
 use crate::tool::{Input, Tool};
 
+use super::content::KeyFile;
 use super::look::{Hold, Part};
-use super::plan::{Making, Preparation, Step};
+use super::plan::{Made, Making, Preparation, Step};
 
 /// Programs that make file systems are done in seconds; a disk that discards slowly may take minutes.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// What a container is called while something is made in it.
+const OPENED: &str = "freshroot-prepare";
 
 /// Carries all steps out, in their order. `before` is asked before each one, and may end it there; what is begun is recognised later.
 ///
@@ -41,9 +47,7 @@ pub fn carry_out(preparation: &Preparation, hold: &Hold, before: &mut dyn FnMut(
                 .sync_all()
                 .with_context(|| format!("flushing {}", preparation.device.display()))?,
             Step::Make(making) => {
-                let program = programs.iter().find(|(name, _)| *name == making.format.program());
-                let (_, program) = program.context("a program was not looked for")?;
-                make(making, program, hold).with_context(|| format!("making {} on {}", making.label, preparation.device.display()))?;
+                make(making, &programs, hold).with_context(|| format!("making {} on {}", making.label, preparation.device.display()))?;
             }
             // The file systems and the table are there in any case, and the next boot sees them.
             Step::Reread => {
@@ -67,22 +71,27 @@ fn programs(preparation: &Preparation, root: &Path) -> Result<Vec<(&'static str,
     let mut found = Vec::new();
     for step in &preparation.steps {
         let Step::Make(making) = step else { continue };
-        let name = making.format.program();
-        let path = Tool::find(root, name).with_context(|| {
-            format!(
-                "disks.{}: {} is not prepared: there is no {name} here; the initrd must hold it, which the NixOS module sees to",
-                preparation.name,
-                preparation.device.display()
-            )
-        })?;
-        found.push((name, path));
+        let refused = || format!("disks.{}: {} is not prepared", preparation.name, preparation.device.display());
+        for made in making.made.layers() {
+            let name = made.format.program();
+            let path = Tool::find(root, name).with_context(|| {
+                format!(
+                    "{}: there is no {name} here; the initrd must hold it, which the NixOS module sees to",
+                    refused()
+                )
+            })?;
+            found.push((name, path));
+            if let Some((key, _)) = &made.inside {
+                key_arguments(key, root).with_context(refused)?;
+            }
+        }
     }
     Ok(found)
 }
 
 /// Makes what a partition is to hold. The place is shown to the program as a loop device over the disk that is held: nobody else sees a partition yet, and
 /// the program can reach nothing else of the disk.
-fn make(making: &Making, program: &Tool, hold: &Hold) -> Result<()> {
+fn make(making: &Making, programs: &[(&str, Tool)], hold: &Hold) -> Result<()> {
     let options = LoopOptions {
         autoclear: true,
         // Also has the loop device take the disk's logical sectors over.
@@ -92,14 +101,7 @@ fn make(making: &Making, program: &Tool, hold: &Hold) -> Result<()> {
         ..LoopOptions::default()
     };
     let place = LoopDevice::attach(&hold.root().join("dev"), hold.as_fd(), options)?;
-    let mut arguments: Vec<&OsStr> = making.arguments.iter().map(OsStr::new).collect();
-    arguments.push(place.path().as_os_str());
-    let ended = program.run(&arguments, Input::Nothing, PROGRAM_LIMIT)?;
-    let program = program.path();
-    ensure!(ended.status.success(), "{} {ended}", program.display());
-    if !making.subvolumes.is_empty() {
-        make_subvolumes(place.path(), &making.subvolumes)?;
-    }
+    make_on(place.path(), &making.made, programs, hold.root())?;
     // What the program wrote is in the loop device's cache, then in the disk's.
     rustix::fs::fsync(place.as_fd()).context("flushing the loop device")?;
     drop(place);
@@ -108,17 +110,69 @@ fn make(making: &Making, program: &Tool, hold: &Hold) -> Result<()> {
         start: making.start,
         length: making.length,
     };
-    let found = signatures(&part, making.length).context("reading back what was made")?;
+    must_be_there(&making.made, &part, making.length)
+}
+
+/// Makes `made` on `device`, and in it what belongs there.
+fn make_on(device: &Path, made: &Made, programs: &[(&str, Tool)], root: &Path) -> Result<()> {
+    let program = programs.iter().find(|(name, _)| *name == made.format.program());
+    let (_, program) = program.context("a program was not looked for")?;
+    let run = |arguments: &[OsString]| -> Result<()> {
+        let ended = program.run(arguments, Input::Nothing, PROGRAM_LIMIT)?;
+        ensure!(ended.status.success(), "{} {ended}", program.path().display());
+        Ok(())
+    };
+    let key = match &made.inside {
+        Some((key, _)) => key_arguments(key, root)?,
+        None => Vec::new(),
+    };
+    let arguments = made.arguments.iter().map(OsString::from).chain(key.iter().cloned());
+    run(&arguments.chain([device.into()]).collect::<Vec<_>>())?;
+    if !made.subvolumes.is_empty() {
+        make_subvolumes(device, &made.subvolumes)?;
+    }
+    if let Some((_, Some(inside))) = &made.inside {
+        let open = ["open", "--type", "luks2"].map(OsString::from).into_iter().chain(key);
+        run(&open.chain([device.into(), OPENED.into()]).collect::<Vec<_>>()).context("opening the container")?;
+        let mapped = root.join("dev/mapper").join(OPENED);
+        let done = make_on(&mapped, inside, programs, root).and_then(|()| {
+            let file = File::open(&mapped).with_context(|| format!("opening {}", mapped.display()))?;
+            file.sync_all().context("flushing the container")?;
+            let length = (&file).seek(SeekFrom::End(0)).context("measuring the container")?;
+            must_be_there(inside, &file, length)
+        });
+        // In any case: what is open holds the disk.
+        let closed = run(&["close", OPENED].map(OsString::from)).context("closing the container");
+        done.and(closed)?;
+    }
+    Ok(())
+}
+
+/// Whether the program did what it said.
+fn must_be_there(made: &Made, place: &dyn ReadAt, length: u64) -> Result<()> {
+    let found = signatures(place, length).context("reading back what was made")?;
     ensure!(
         found
             .iter()
-            .any(|signature| signature.kind.name() == making.format.name() && signature.uuid.as_deref() == Some(&making.uuid)),
+            .any(|signature| signature.kind.name() == made.format.name() && signature.uuid.as_deref() == Some(&made.uuid)),
         "{} says that it is done, and no {} {} is there: {found:?}",
-        program.display(),
-        making.format.name(),
-        making.uuid
+        made.format.program(),
+        made.format.name(),
+        made.uuid
     );
     Ok(())
+}
+
+/// What `cryptsetup` is told of a key; its file must be there.
+fn key_arguments(key: &KeyFile, root: &Path) -> Result<Vec<OsString>> {
+    let path = root.join(key.path.strip_prefix("/").unwrap_or(&key.path));
+    let bytes = fs::read(&path).with_context(|| format!("reading the key {}: the initrd must hold it", path.display()))?;
+    let mut arguments = vec!["--key-file".into(), path.into_os_string()];
+    let last = bytes.iter().rposition(|byte| !(key.typed && *byte == b'\n'));
+    let length = last.map_or(0, |last| last + 1);
+    ensure!(length != 0, "the key {} is empty", key.path.display());
+    arguments.extend(["--keyfile-size".into(), length.to_string().into()]);
+    Ok(arguments)
 }
 
 /// Makes subvolumes on a btrfs that is mounted nowhere: the mount is a descriptor, and ends with it.

@@ -2,12 +2,13 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::foreign::word;
+use crate::mount::entry::clean_path;
 
 /// What is made in a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,52 @@ pub struct Content {
     pub arguments: Vec<String>,
     /// Subvolumes of a btrfs, relative paths, parents first.
     pub subvolumes: Vec<String>,
+    /// What opens a LUKS container, and what is made in it.
+    pub inside: Option<Inside>,
+}
+
+/// The inside of a LUKS container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inside {
+    /// Its key.
+    pub key: KeyFile,
+    /// What is made in it; none: nothing.
+    pub content: Option<Box<Content>>,
+}
+
+/// A file of the initrd whose bytes are a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether the ends of lines at its end are not part of the key: a passphrase, to be typed later.
+    pub typed: bool,
+}
+
+impl fmt::Display for KeyFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let without = if self.typed { " (without line ends)" } else { "" };
+        write!(f, "--key-file {}{without}", self.path.display())
+    }
+}
+
+impl Content {
+    /// In words: «ext4», «crypto_LUKS with ext4».
+    pub fn shown(&self) -> String {
+        let inside = self.inside.as_ref().and_then(|inside| inside.content.as_ref());
+        match inside {
+            Some(content) => format!("{} with {}", self.format.name(), content.shown()),
+            None => self.format.name().to_owned(),
+        }
+    }
+
+    /// The formats of it and of what is in it.
+    pub fn formats(&self) -> Vec<Format> {
+        let inside = self.inside.as_ref().and_then(|inside| inside.content.as_ref());
+        std::iter::once(self.format)
+            .chain(inside.into_iter().flat_map(|content| content.formats()))
+            .collect()
+    }
 }
 
 /// Formats that are made.
@@ -35,6 +82,8 @@ pub enum Format {
     Vfat,
     /// Swap space.
     Swap,
+    /// A LUKS 2 container.
+    Luks,
 }
 
 impl Format {
@@ -46,6 +95,8 @@ impl Format {
             Self::Btrfs => "btrfs",
             Self::Vfat => "vfat",
             Self::Swap => "swap",
+            // As probes call it.
+            Self::Luks => "crypto_LUKS",
         }
     }
 
@@ -57,6 +108,7 @@ impl Format {
             Self::Btrfs => "mkfs.btrfs",
             Self::Vfat => "mkfs.vfat",
             Self::Swap => "mkswap",
+            Self::Luks => "cryptsetup",
         }
     }
 
@@ -68,6 +120,24 @@ impl Format {
             Self::Btrfs => &["-U", "--uuid", "-L", "--label", "-f", "--force", "-r", "--rootdir", "-b"],
             Self::Vfat => &["-i", "-n", "-C", "-I"],
             Self::Swap => &["-U", "--uuid", "-L", "--label", "-f", "--force"],
+            Self::Luks => &[
+                "--uuid",
+                "--label",
+                "-M",
+                "--type",
+                "-d",
+                "--key-file",
+                "-l",
+                "--keyfile-size",
+                "--keyfile-offset",
+                "--header",
+                "--volume-key-file",
+                "--master-key-file",
+                "-q",
+                "--batch-mode",
+                "-I",
+                "--integrity",
+            ],
         }
     }
 
@@ -79,6 +149,7 @@ impl Format {
             Self::Btrfs => 255,
             Self::Vfat => 11,
             Self::Swap => 15,
+            Self::Luks => 47,
         }
     }
 }
@@ -97,15 +168,46 @@ pub struct RawContent {
     extra_args: Vec<String>,
     #[serde(default)]
     subvolumes: Vec<String>,
-    // Read so that what is refused is the kind, not a field of it.
-    #[serde(default, rename = "keyFile")]
-    _key_file: Option<Value>,
-    #[serde(default, rename = "content")]
-    _content: Option<Value>,
+    // Of LUKS, as disko has it.
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    settings: Option<RawSettings>,
+    #[serde(default)]
+    password_file: Option<String>,
+    #[serde(default)]
+    extra_format_args: Vec<String>,
+    #[serde(default)]
+    content: Option<Box<RawContent>>,
+}
+
+/// How a container is opened: the setting `luks` says that at boot. The key is needed here too.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawSettings {
+    #[serde(default)]
+    key_file: Option<String>,
+    #[serde(default, rename = "allowDiscards")]
+    _allow_discards: bool,
+    #[serde(default, rename = "bypassWorkqueues")]
+    _bypass_workqueues: bool,
 }
 
 /// Checks what is declared for a partition; an error names the field and what is wrong.
 pub fn content(raw: RawContent) -> Result<Content, (&'static str, String)> {
+    let is_luks = raw.kind == "luks";
+    let of_luks = raw.name.is_some()
+        || raw.settings.is_some()
+        || raw.password_file.is_some()
+        || !raw.extra_format_args.is_empty()
+        || raw.content.is_some();
+    if of_luks && !is_luks {
+        let what = format!(
+            "name, settings, passwordFile, extraFormatArgs and content belong to the type luks, not to {}: remove them",
+            word(&raw.kind)
+        );
+        return Err((".content", what));
+    }
     let format = match (raw.kind.as_str(), raw.format.as_deref()) {
         ("filesystem", Some("ext4")) => Format::Ext4,
         ("filesystem", Some("xfs")) => Format::Xfs,
@@ -119,10 +221,11 @@ pub fn content(raw: RawContent) -> Result<Content, (&'static str, String)> {
             );
             return Err((".content.format", what));
         }
-        ("btrfs" | "swap", Some(_)) => {
+        ("luks", None) => Format::Luks,
+        ("btrfs" | "swap" | "luks", Some(_)) => {
             return Err((".content.format", "it belongs to the type filesystem: remove it".to_owned()));
         }
-        ("luks" | "lvm_pv" | "mdraid" | "zfs" | "bcachefs", _) => {
+        ("lvm_pv" | "mdraid" | "zfs" | "bcachefs", _) => {
             let what = format!(
                 "{} is not prepared here: make it by hand, once, and only declare its mounts",
                 raw.kind
@@ -130,7 +233,7 @@ pub fn content(raw: RawContent) -> Result<Content, (&'static str, String)> {
             return Err((".content.type", what));
         }
         (other, _) => {
-            let what = format!("«{}» is not known: write filesystem, btrfs or swap", word(other));
+            let what = format!("«{}» is not known: write filesystem, btrfs, swap or luks", word(other));
             return Err((".content.type", what));
         }
     };
@@ -157,15 +260,54 @@ pub fn content(raw: RawContent) -> Result<Content, (&'static str, String)> {
         }
     }
     arguments(format, &raw.extra_args).map_err(|what| (".content.extraArgs", what))?;
+    if is_luks && !raw.extra_args.is_empty() {
+        let what = "those of luks are called extraFormatArgs: write them there".to_owned();
+        return Err((".content.extraArgs", what));
+    }
+    arguments(format, &raw.extra_format_args).map_err(|what| (".content.extraFormatArgs", what))?;
     if format != Format::Btrfs && !raw.subvolumes.is_empty() {
         return Err((".content.subvolumes", format!("{} has none: remove them", format.name())));
     }
     let subvolumes = subvolumes(&raw.subvolumes).map_err(|what| (".content.subvolumes", what))?;
+    let inside = if is_luks {
+        let key = key_file(raw.settings.and_then(|settings| settings.key_file), raw.password_file)?;
+        let content = raw.content.map(|raw| content(*raw)).transpose()?;
+        if content.as_ref().is_some_and(|content| content.format == Format::Luks) {
+            return Err((
+                ".content.content.type",
+                "luks in luks is not made here: write what is in it".to_owned(),
+            ));
+        }
+        Some(Inside {
+            key,
+            content: content.map(Box::new),
+        })
+    } else {
+        None
+    };
     Ok(Content {
         format,
         label: raw.label,
-        arguments: raw.extra_args,
+        arguments: if is_luks { raw.extra_format_args } else { raw.extra_args },
         subvolumes,
+        inside,
+    })
+}
+
+fn key_file(key: Option<String>, password: Option<String>) -> Result<KeyFile, (&'static str, String)> {
+    let typed = password.is_some();
+    let (Some(path), false) = (key.as_ref().or(password.as_ref()), key.is_some() && typed) else {
+        let what = "one key is expected, as a file of the initrd: settings.keyFile, or passwordFile, whose line end is not part of it";
+        return Err((".content", what.to_owned()));
+    };
+    clean_path(path).map_err(|why| (".content", format!("the key file «{}» {why}", word(path))))?;
+    if path.starts_with("/dev/") {
+        let what = format!("the key file «{}» is a device: a file of the initrd is expected", word(path));
+        return Err((".content", what));
+    }
+    Ok(KeyFile {
+        path: PathBuf::from(path),
+        typed,
     })
 }
 

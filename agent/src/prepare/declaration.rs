@@ -330,7 +330,7 @@ fn partition(disk: &str, raw: RawPartition, last: bool) -> Result<DeclaredPartit
     let kind = match (&raw.kind, content.as_ref().map(|content| content.format)) {
         (Some(kind), _) => partition_type(kind).map_err(|what| (".type", what))?,
         (None, Some(Format::Swap)) => partition_type("8200").map_err(|what| (".type", what))?,
-        (None, Some(Format::Ext4 | Format::Xfs | Format::Btrfs | Format::Vfat) | None) => {
+        (None, Some(Format::Ext4 | Format::Xfs | Format::Btrfs | Format::Vfat | Format::Luks) | None) => {
             partition_type("8300").map_err(|what| (".type", what))?
         }
     };
@@ -416,6 +416,28 @@ mod tests {
     }
 
     #[test]
+    fn a_luks_container_is_declared_as_disko_has_it() {
+        let source = json!({
+            "type": "luks", "name": "crypt", "label": "box", "settings": {"keyFile": "/etc/key", "allowDiscards": true},
+            "extraFormatArgs": ["--pbkdf", "argon2id"], "content": {"type": "btrfs", "subvolumes": ["a"]},
+        });
+        let disk = declared("main", &with("/partitions/2/content", source)).unwrap();
+        let content = disk.partitions[2].content.as_ref().unwrap();
+        assert_eq!(content.shown(), "crypto_LUKS with btrfs");
+        assert_eq!(content.arguments, ["--pbkdf", "argon2id"]);
+        let inside = content.inside.as_ref().unwrap();
+        assert_eq!(inside.key.to_string(), "--key-file /etc/key");
+        assert_eq!(inside.content.as_ref().unwrap().subvolumes, ["a"]);
+        let typed = declared(
+            "main",
+            &with("/partitions/2/content", json!({"type": "luks", "passwordFile": "/pw"})),
+        )
+        .unwrap();
+        let inside = typed.partitions[2].content.as_ref().unwrap().inside.clone().unwrap();
+        assert_eq!(inside.key.to_string(), "--key-file /pw (without line ends)");
+    }
+
+    #[test]
     fn only_lasting_names_of_whole_disks_are_taken() {
         for (text, expected) in [
             ("/dev/disk/by-path/pci-0000:00:05.0", DiskId::ByPath("pci-0000:00:05.0".into())),
@@ -483,9 +505,45 @@ mod tests {
             ),
             (
                 "/partitions/0/content",
-                json!({"type": "luks", "keyFile": "/k", "content": {}}),
+                json!({"type": "lvm_pv"}),
                 "a.partitions[0].content.type",
                 "by hand",
+            ),
+            (
+                "/partitions/0/content",
+                json!({"type": "luks", "content": {"type": "swap"}}),
+                "a.partitions[0].content: one key",
+                "settings.keyFile",
+            ),
+            (
+                "/partitions/0/content",
+                json!({"type": "luks", "passwordFile": "/p", "settings": {"keyFile": "/k"}}),
+                "a.partitions[0].content: one key",
+                "or passwordFile",
+            ),
+            (
+                "/partitions/0/content",
+                json!({"type": "luks", "settings": {"keyFile": "/dev/sdb"}}),
+                "a.partitions[0].content",
+                "a file of the initrd is expected",
+            ),
+            (
+                "/partitions/0/content",
+                json!({"type": "luks", "passwordFile": "/k", "content": {"type": "luks", "passwordFile": "/k"}}),
+                "a.partitions[0].content.content.type",
+                "what is in it",
+            ),
+            (
+                "/partitions/0/content",
+                json!({"type": "luks", "passwordFile": "/k", "extraFormatArgs": ["--header", "x"]}),
+                "a.partitions[0].content.extraFormatArgs",
+                "remove it",
+            ),
+            (
+                "/partitions/1/content",
+                json!({"type": "swap", "passwordFile": "/k"}),
+                "a.partitions[1].content",
+                "belong to the type luks",
             ),
             (
                 "/partitions/0/content",

@@ -20,7 +20,7 @@ use crate::device::probe::{Signature, dashed};
 use crate::digest::Digest;
 
 use super::claim::{self, Claim};
-use super::content::{Content, Format};
+use super::content::{Content, Format, KeyFile};
 use super::declaration::Declared;
 use super::layout::{ALIGNMENT, Geometry, Piece, Place, Seed, id, places, table};
 
@@ -46,6 +46,13 @@ pub struct Making {
     pub start: u64,
     /// Its bytes.
     pub length: u64,
+    /// What is made there.
+    pub made: Made,
+}
+
+/// What a program makes, wherever that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
     /// The format.
     pub format: Format,
     /// Its UUID or serial, as the probe writes it.
@@ -54,6 +61,16 @@ pub struct Making {
     pub arguments: Vec<String>,
     /// Subvolumes.
     pub subvolumes: Vec<String>,
+    /// The key of a LUKS container, and what is made in it.
+    pub inside: Option<(KeyFile, Option<Box<Made>>)>,
+}
+
+impl Made {
+    /// Itself, and what is made in it.
+    pub fn layers(&self) -> Vec<&Self> {
+        let inside = self.inside.as_ref().and_then(|(_, made)| made.as_deref());
+        std::iter::once(self).chain(inside.into_iter().flat_map(Self::layers)).collect()
+    }
 }
 
 /// Everything that is done to a disk.
@@ -118,7 +135,12 @@ pub fn preparation(
                 };
                 steps.extend([Step::Write(zeros), Step::Flush]);
             }
-            steps.push(Step::Make(making(place, content, &content_id(seed, index))));
+            steps.push(Step::Make(Making {
+                label: place.label.clone(),
+                start: place.start,
+                length: place.length,
+                made: made(content, seed, &format!("content {index}")),
+            }));
         }
         steps.push(Step::Flush);
         for (number, piece) in table(&places, geometry, seed).into_iter().enumerate() {
@@ -145,41 +167,46 @@ pub fn preparation(
     })
 }
 
-fn content_id(seed: &Seed, index: usize) -> [u8; 16] {
-    id(seed, &format!("content {index}"))
-}
-
 /// Serial numbers of FAT have 4 bytes, everything else a UUID.
 fn written(format: Format, id: &[u8; 16]) -> String {
     match format {
         Format::Vfat => format!("{:02X}{:02X}-{:02X}{:02X}", id[0], id[1], id[2], id[3]),
-        Format::Ext4 | Format::Xfs | Format::Btrfs | Format::Swap => dashed(id),
+        Format::Ext4 | Format::Xfs | Format::Btrfs | Format::Swap | Format::Luks => dashed(id),
     }
 }
 
 /// None is told to write over what it finds: its own look is one more.
-fn making(place: &Place, content: &Content, id: &[u8; 16]) -> Making {
+fn made(content: &Content, seed: &Seed, name: &str) -> Made {
     let format = content.format;
-    let uuid = written(format, id);
+    let uuid = written(format, &id(seed, name));
     let mut arguments: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
     match format {
         Format::Xfs => add(&["-q", "-m", &format!("uuid={uuid}")]),
         Format::Vfat => add(&["-i", &uuid.replace('-', "")]),
         Format::Ext4 | Format::Btrfs | Format::Swap => add(&["-q", "-U", &uuid]),
+        Format::Luks => add(&["luksFormat", "-q", "--type", "luks2", "--uuid", &uuid]),
     }
     if let Some(label) = &content.label {
-        add(&[if format == Format::Vfat { "-n" } else { "-L" }, label]);
+        let option = match format {
+            Format::Vfat => "-n",
+            Format::Luks => "--label",
+            Format::Ext4 | Format::Xfs | Format::Btrfs | Format::Swap => "-L",
+        };
+        add(&[option, label]);
     }
     arguments.extend(content.arguments.iter().cloned());
-    Making {
-        label: place.label.clone(),
-        start: place.start,
-        length: place.length,
+    let inside = content.inside.as_ref().map(|inside| {
+        let within = inside.content.as_ref();
+        let within = within.map(|content| Box::new(made(content, seed, &format!("{name} inside"))));
+        (inside.key.clone(), within)
+    });
+    Made {
         format,
         uuid,
         arguments,
         subvolumes: content.subvolumes.clone(),
+        inside,
     }
 }
 
@@ -251,7 +278,7 @@ pub fn begun(declared: &Declared, geometry: Geometry, seen: &Claimed) -> Result<
         let own = partition
             .content
             .as_ref()
-            .map(|content| written(content.format, &content_id(&claim.seed, index)));
+            .map(|content| written(content.format, &id(&claim.seed, &format!("content {index}"))));
         if let Some(foreign) = found.iter().find(|signature| signature.uuid.is_none() || signature.uuid != own) {
             return Err(format!(
                 "its preparation was interrupted, and in the place of {} is {foreign}, which is not ours",
@@ -274,19 +301,24 @@ impl fmt::Display for Step {
                 Digest::of(&piece.bytes).short()
             ),
             Self::Make(making) => {
-                write!(
-                    f,
-                    "run    {} {} <{} bytes at {}: {}>",
-                    making.format.program(),
-                    making.arguments.join(" "),
-                    making.length,
-                    making.start,
-                    making.label
-                )?;
-                making
-                    .subvolumes
-                    .iter()
-                    .try_for_each(|path| write!(f, "\n         subvolume {path}"))
+                let place = format!("<{} bytes at {}: {}>", making.length, making.start, making.label);
+                for (depth, made) in making.made.layers().into_iter().enumerate() {
+                    match depth {
+                        0 => f.write_str("run    ")?,
+                        _ => f.write_str("\n         in it: ")?,
+                    }
+                    write!(f, "{} {}", made.format.program(), made.arguments.join(" "))?;
+                    if let Some((key, _)) = &made.inside {
+                        write!(f, " {key}")?;
+                    }
+                    if depth == 0 {
+                        write!(f, " {place}")?;
+                    }
+                    made.subvolumes
+                        .iter()
+                        .try_for_each(|path| write!(f, "\n         subvolume {path}"))?;
+                }
+                Ok(())
             }
             Self::Flush => f.write_str("flush"),
             Self::Reread => f.write_str("have the kernel look for partitions"),
@@ -364,7 +396,7 @@ mod tests {
             .iter()
             .map(|step| match step {
                 Step::Write(piece) => piece.what.to_owned(),
-                Step::Make(making) => making.format.program().to_owned(),
+                Step::Make(making) => making.made.format.program().to_owned(),
                 Step::Flush => "flush".to_owned(),
                 Step::Reread => "reread".to_owned(),
             })
@@ -390,6 +422,34 @@ mod tests {
                 "flush",
                 "reread"
             ]
+        );
+    }
+
+    #[test]
+    fn a_container_is_made_and_then_what_is_in_it() {
+        let source = serde_json::json!({
+            "device": "serial=x", "size": {"min": "300M", "max": "8T"}, "prepare": true,
+            "partitions": [{"name": "crypt", "size": "100%", "content": {
+                "type": "luks", "label": "box", "passwordFile": "/etc/word", "extraFormatArgs": ["--pbkdf", "argon2id"],
+                "content": {"type": "btrfs", "label": "data", "subvolumes": ["logs"]},
+            }}],
+        });
+        let declared = crate::prepare::declaration::declared("main", &source).unwrap();
+        let plan = preparation(&declared, "/dev/vdb".into(), String::new(), GEOMETRY, &SEED, Begun::Nothing).unwrap();
+        let made: Vec<String> = plan
+            .steps
+            .iter()
+            .filter(|step| matches!(step, Step::Make(_)))
+            .map(Step::to_string)
+            .collect();
+        let ids = ["content 0", "content 0 inside"].map(|name| dashed(&id(&SEED, name)));
+        assert_eq!(
+            made,
+            [format!(
+                "run    cryptsetup luksFormat -q --type luks2 --uuid {} --label box --pbkdf argon2id --key-file /etc/word (without line ends) \
+                 <534773760 bytes at 1048576: disk-main-crypt>\n         in it: mkfs.btrfs -q -U {} -L data\n         subvolume logs",
+                ids[0], ids[1]
+            )]
         );
     }
 
@@ -462,7 +522,7 @@ mod tests {
                 .contains("disk-main-swap is ext4 UUID=1")
         );
         let mut own = claimed.clone();
-        own.signatures[1] = vec![signature(&dashed(&content_id(&SEED, 1)))];
+        own.signatures[1] = vec![signature(&dashed(&id(&SEED, "content 1")))];
         assert_eq!(begun(&declared(), GEOMETRY, &own), Ok(Begun::Claimed));
         let mut other = claimed.clone();
         other.claim.size += 512;

@@ -20,7 +20,7 @@ use crate::trial::{Boot, Trial};
 pub const ALL: &[Scenario] = &[
     Scenario::new(
         "prepare",
-        "a blank disk is prepared and mounted at its first boot, and left alone from then on",
+        "a blank disk is prepared, with a LUKS container on it, opened and mounted at its first boot, and left alone from then on",
         blank,
     ),
     Scenario::new(
@@ -87,29 +87,69 @@ fn boot<'a>(trial: &'a Trial<'a>, cache: &Disk, disk: &Disk, system: &System) ->
 }
 
 const WRITE: &str = "set -e; findmnt -n -o SOURCE /persist | grep -qF '/dev/vdb3[/logs]'; findmnt -n -o SOURCE /keys | grep -qx /dev/vdb2; echo kept | tee /persist/file >/keys/file";
-const LOOK: &str = "set -e; grep -qx kept /persist/file; grep -qx kept /keys/file";
+
+/// A LUKS container, which the same boot opens, and a file system beside it.
+fn crypt() -> Value {
+    json!({
+        "policy": { "mode": "offline" },
+        "disks": { "main": {
+            "device": "/dev/disk/by-id/virtio-disk1", "size": { "min": "128M", "max": "1G" }, "prepare": true,
+            "partitions": [
+                { "name": "keys", "size": "8M", "content": { "type": "filesystem", "format": "ext4", "label": "keys" } },
+                { "name": "crypt", "size": "100%", "content": {
+                    "type": "luks", "name": "state", "settings": { "keyFile": "/etc/keys/disks" },
+                    "extraFormatArgs": ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"],
+                    "content": { "type": "filesystem", "format": "ext4", "label": "state" },
+                } },
+            ],
+        } },
+        "luks": { "state": { "device": "/dev/disk/by-partlabel/disk-main-crypt", "keyFile": "/etc/keys/disks" } },
+        "fileSystems": {
+            "/keys": { "device": "LABEL=keys", "fsType": "ext4", "options": [] },
+            "/persist": { "device": "/dev/mapper/state", "fsType": "ext4", "options": [] },
+        },
+    })
+}
 
 fn blank(trial: &Trial<'_>) -> Result<()> {
     let cache = trial.filled_cache()?;
-    let disk = Disk::blank(&trial.dir.join("blank.img"), 256)?;
+    let disk = Disk::blank(&trial.dir.join("blank.img"), 160)?;
     let system = trial.lab.system(Spec::generation(1))?;
-    let booted = boot(trial, &cache, &disk, &system)?.script(WRITE).once("first")?;
+    let boot = || {
+        trial
+            .boot()
+            .with_tools()
+            .config(crypt())
+            .disk(&cache)
+            .disk(&disk)
+            .system(&system)
+            .patience(2)
+    };
+    let write = "set -e; lsblk -n -s -o TYPE $(findmnt -n -o SOURCE /persist) | grep -qx crypt; findmnt -n -o SOURCE /keys | grep -qx /dev/vdb1; echo kept | tee /persist/file >/keys/file";
+    let booted = boot().script(write).once("first")?;
     ensure!(booted.text("/disks/0/outcome") == "prepared", "report: {}", booted.report);
     table_is_sound(&disk)?;
-    // All but the file systems' own parts: nothing of the table, the claim's place or the swap space is written again.
-    let before = head(&disk)?;
-    let booted = boot(trial, &cache, &disk, &system)?.script(LOOK).once("second")?;
+    // Neither the table nor the head of the container.
+    let before = fixed(&disk)?;
+    let look = "set -e; grep -qx kept /persist/file; grep -qx kept /keys/file";
+    let booted = boot().script(look).once("second")?;
     ensure!(booted.text("/disks/0/outcome") == "unchanged", "report: {}", booted.report);
-    ensure!(head(&disk)? == before, "the second boot wrote to the table or to the swap space");
+    ensure!(
+        fixed(&disk)? == before,
+        "the second boot wrote to the table or to the head of the container"
+    );
     Ok(())
 }
 
-/// What is in front of the first partition that is mounted.
-fn head(disk: &Disk) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(9 * MIB)?];
+/// What nothing but a preparation writes to: the first MiB of the disk, and that of the container.
+fn fixed(disk: &Disk) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(2 * MIB)?];
+    let (table, head) = bytes.split_at_mut(usize::try_from(MIB)?);
     let file = File::open(disk.path()).with_context(|| format!("opening {}", disk.path().display()))?;
-    file.read_exact_at(&mut bytes, 0)
-        .with_context(|| format!("reading {}", disk.path().display()))?;
+    for (part, offset) in [(table, 0), (head, 9 * MIB)] {
+        file.read_exact_at(part, offset)
+            .with_context(|| format!("reading {}", disk.path().display()))?;
+    }
     Ok(bytes)
 }
 
