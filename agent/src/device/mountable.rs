@@ -69,26 +69,14 @@ const fn remedy(kind: Kind) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
 
     use super::*;
     use crate::device::probe::{Content, Signature};
 
     fn device(content: Content) -> BlockDevice {
         BlockDevice {
-            name: "sda1".to_owned(),
-            path: Path::new("/dev/sda1").to_owned(),
-            number: (8, 1),
-            sequence: None,
-            size: 1 << 20,
-            read_only: false,
-            removable: false,
-            partition: None,
-            partitioned: false,
-            holders: Vec::new(),
-            mapping: None,
-            links: Vec::new(),
             content,
+            ..BlockDevice::blank("sda1")
         }
     }
 

@@ -50,6 +50,28 @@ pub struct BlockDevice {
     pub content: Content,
 }
 
+#[cfg(test)]
+impl BlockDevice {
+    /// A blank disk of 1 MiB that nobody uses.
+    pub fn blank(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: Path::new("/dev").join(name),
+            number: (8, 0),
+            sequence: None,
+            size: 1 << 20,
+            read_only: false,
+            removable: false,
+            partition: None,
+            partitioned: false,
+            holders: Vec::new(),
+            mapping: None,
+            links: Vec::new(),
+            content: Content::Unknown,
+        }
+    }
+}
+
 /// A partition of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {

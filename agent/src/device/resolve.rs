@@ -258,24 +258,6 @@ mod tests {
     use super::super::observe::{Mapping, Partition};
     use super::*;
 
-    fn blank(name: &str) -> BlockDevice {
-        BlockDevice {
-            name: name.to_owned(),
-            path: Path::new("/dev").join(name),
-            number: (8, 0),
-            sequence: None,
-            size: 1 << 20,
-            read_only: false,
-            removable: false,
-            partition: None,
-            partitioned: false,
-            holders: Vec::new(),
-            mapping: None,
-            links: Vec::new(),
-            content: Content::Unknown,
-        }
-    }
-
     fn signature(kind: Kind, label: &str, uuid: &str) -> Signature {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Signature {
@@ -290,7 +272,7 @@ mod tests {
     fn holding(name: &str, kind: Kind, label: &str, uuid: &str) -> BlockDevice {
         BlockDevice {
             content: Content::Known(signature(kind, label, uuid)),
-            ..blank(name)
+            ..BlockDevice::blank(name)
         }
     }
 
@@ -305,7 +287,7 @@ mod tests {
         };
         BlockDevice {
             content: Content::Known(signature),
-            ..blank(name)
+            ..BlockDevice::blank(name)
         }
     }
 
@@ -318,7 +300,7 @@ mod tests {
         };
         BlockDevice {
             partition: Some(partition),
-            ..blank(name)
+            ..BlockDevice::blank(name)
         }
     }
 
@@ -423,7 +405,10 @@ mod tests {
     #[test]
     fn conflicting_signatures_are_refused_by_label_and_left_alone_by_path() {
         let content = Content::Conflict(vec![signature(Kind::Ext4, "cache", "1"), signature(Kind::Btrfs, "old", "2")]);
-        let devices = [BlockDevice { content, ..blank("sda") }];
+        let devices = [BlockDevice {
+            content,
+            ..BlockDevice::blank("sda")
+        }];
         assert_eq!(found("LABEL=cache", &devices), "conflict sda");
         assert_eq!(found("LABEL=else", &devices), "none");
         assert_eq!(found("/dev/sda", &devices), "sda");
@@ -504,7 +489,7 @@ mod tests {
                 name: mapping.to_owned(),
                 uuid: uuid.to_owned(),
             }),
-            ..blank(name)
+            ..BlockDevice::blank(name)
         };
         let mut part = partition("md127p2", "root", "u");
         if let Some(partition) = &mut part.partition {
@@ -513,7 +498,7 @@ mod tests {
         let devices = [
             member("sda"),
             member("sdb"),
-            blank("md127"),
+            BlockDevice::blank("md127"),
             part,
             mapped("dm-0", "vg-root", "LVM-abc"),
             mapped("dm-1", "crypt", ""),
@@ -540,7 +525,7 @@ mod tests {
     fn links_that_udev_made_are_found_and_two_that_claim_one_are_refused() {
         let linked = |name: &str, link: &str| BlockDevice {
             links: vec![link.into(), format!("/dev/disk/by-path/{name}").into()],
-            ..blank(name)
+            ..BlockDevice::blank(name)
         };
         let devices = [
             linked("sda", "/dev/disk/by-id/ata-A"),
@@ -569,7 +554,7 @@ mod tests {
         };
         let volume = BlockDevice {
             mapping: mapping("LVM-x"),
-            ..blank("dm-0")
+            ..BlockDevice::blank("dm-0")
         };
         for (path, device) in [
             ("/dev/mapper/my--vg-root", "dm-0"),
@@ -582,7 +567,7 @@ mod tests {
         }
         let crypt = BlockDevice {
             mapping: mapping("CRYPT-LUKS2-x"),
-            ..blank("dm-0")
+            ..BlockDevice::blank("dm-0")
         };
         assert_eq!(found("/dev/my-vg/root", &[crypt]), "none");
     }

@@ -18,13 +18,11 @@ pub mod sysfs;
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::path::Path;
 
     use serde_json::json;
 
     use super::declaration::Declared;
     use crate::device::observe::BlockDevice;
-    use crate::device::probe::Content;
 
     /// A declaration of three partitions.
     pub fn declared() -> Declared {
@@ -42,19 +40,8 @@ mod tests {
     /// A blank disk.
     pub fn disk(name: &str) -> BlockDevice {
         BlockDevice {
-            name: name.to_owned(),
-            path: Path::new("/dev").join(name),
-            number: (8, 0),
-            sequence: None,
             size: 1 << 30,
-            read_only: false,
-            removable: false,
-            partition: None,
-            partitioned: false,
-            holders: Vec::new(),
-            mapping: None,
-            links: Vec::new(),
-            content: Content::Unknown,
+            ..BlockDevice::blank(name)
         }
     }
 }

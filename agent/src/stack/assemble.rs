@@ -124,19 +124,9 @@ mod tests {
 
     fn device(name: &str, kind: Option<Kind>, holders: &[&str]) -> BlockDevice {
         BlockDevice {
-            name: name.to_owned(),
-            path: Path::new("/dev").join(name),
-            number: (8, 0),
-            sequence: None,
-            size: 1 << 20,
-            read_only: false,
-            removable: false,
-            partition: None,
-            partitioned: false,
             holders: holders.iter().map(|&name| name.to_owned()).collect(),
-            mapping: None,
-            links: Vec::new(),
             content: kind.map_or(Content::Unknown, |kind| Content::Known(Signature::new(kind, None, None))),
+            ..BlockDevice::blank(name)
         }
     }
 
