@@ -68,7 +68,8 @@ fn named(signature: &Signature) {
     for name in [&signature.label, &signature.uuid, &signature.device_uuid].into_iter().flatten() {
         assert!(!name.is_empty() && !name.contains('\0') && !name.ends_with(' '), "{name:?}");
     }
-    assert!(signature.kind == Kind::Btrfs || signature.device_uuid.is_none());
+    let several = matches!(signature.kind, Kind::Btrfs | Kind::Bcachefs);
+    assert!(several || signature.device_uuid.is_none());
 }
 
 fn partition_table(input: &[u8]) {
