@@ -120,8 +120,8 @@ in
       message = ''boot.freshroot.persist."${name}": how = "symlink" goes with source alone, and without options and services: name the entry of the disk in services' place.'';
     }) cfg.internal.persist
     ++ lib.mapAttrsToList (name: disk: {
-      assertion = standalone || !(disk.prepare or false);
-      message = ''boot.freshroot.disks.${name}.prepare: in systemd mode disks are systemd's, and this one is not prepared. Set boot.freshroot.mode = "standalone" for the machine's first boot, or prepare = false.'';
+      assertion = standalone || !(disk.prepare or false || disk.grow or false);
+      message = ''boot.freshroot.disks.${name}.prepare, .grow: in systemd mode disks are systemd's, and this one is neither prepared nor grown. Set boot.freshroot.mode = "standalone" for the machine's first boot, or prepare = grow = false.'';
     }) (settings.disks or { })
     ++ map (entry: {
       assertion =

@@ -205,6 +205,7 @@ let
         default = null;
         description = "How a blank disk is told: by both ends, the places of superblocks and 4096 samples, or by reading all of it. Null: `full` up to 64 GiB, `sampled` above.";
       };
+      grow = mkEnableOption "growing its last partition, of size `100%`, with the file system in it, where the disk has become larger";
       removable = mkEnableOption "preparing it although it is a stick or a card";
       partitions = mkOption {
         type = types.nonEmptyListOf (types.attrsOf types.anything);

@@ -257,7 +257,7 @@ pub fn plan(
         disks: settings
             .disks
             .iter()
-            .filter(|disk| disk.prepare)
+            .filter(|disk| disk.prepare || disk.grow)
             .map(|one| disk(one, mode))
             .collect(),
         settings: TABLE
@@ -480,8 +480,13 @@ fn disk(declared: &Declared, mode: Mode) -> String {
         let content = partition.content.as_ref().map_or_else(|| "nothing".to_owned(), Content::shown);
         format!("{} ({size}, {content})", partition.label)
     });
+    let does = match (declared.prepare, declared.grow) {
+        (true, true) => "if blank, else the last one grows where the disk is larger",
+        (true, false) => "if blank",
+        (false, _) => "the last one grows where the disk is larger",
+    };
     let what = format!(
-        "{}: {}, {} to {}, if blank: {}",
+        "{}: {}, {} to {}, {does}: {}",
         declared.name,
         declared.device,
         show_bytes(declared.min),

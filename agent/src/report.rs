@@ -140,6 +140,8 @@ pub enum DiskOutcome {
     Prepared,
     /// It has its partitions already.
     Unchanged,
+    /// It had its partitions, and the last one has been grown.
+    Grown,
     /// It is to be left alone, and nothing was written.
     Refused,
     /// Something went wrong; the next boot goes on with what was begun.
@@ -151,8 +153,9 @@ impl std::fmt::Display for DiskOutcome {
         f.write_str(match self {
             Self::Prepared => "was blank, and has been prepared",
             Self::Unchanged => "has its partitions",
+            Self::Grown => "had its partitions, and the last one has been grown",
             Self::Refused => "left alone, see the warning",
-            Self::Failed => "not prepared, see the warning",
+            Self::Failed => "something went wrong, see the warning",
         })
     }
 }

@@ -145,7 +145,7 @@ fn prepare_disks(root: &Path, config: Option<&Path>, dry: bool) -> Result<ExitCo
     let settings = Settings::read_with(root, config, Some(b""))?;
     let mut refused = Vec::new();
     let mut text = String::new();
-    for disk in settings.disks.iter().filter(|disk| disk.prepare) {
+    for disk in settings.disks.iter().filter(|disk| disk.prepare || disk.grow) {
         let outcome = if dry {
             dry_run(root, disk)
         } else {
@@ -157,7 +157,7 @@ fn prepare_disks(root: &Path, config: Option<&Path>, dry: bool) -> Result<ExitCo
         }
     }
     if text.is_empty() && refused.is_empty() {
-        text = "no disk is declared with prepare = true: there is nothing to do\n".to_owned();
+        text = "no disk is declared with prepare or grow: there is nothing to do\n".to_owned();
     }
     print(&text)?;
     if refused.is_empty() {

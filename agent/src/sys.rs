@@ -193,6 +193,120 @@ pub fn swapon(path: &Path, flags: i32) -> io::Result<()> {
     Ok(())
 }
 
+nix::ioctl_write_ptr!(
+    /// `BTRFS_IOC_RESIZE`.
+    ioctl_resize_btrfs,
+    0x94,
+    3,
+    BtrfsVolume
+);
+
+/// `struct btrfs_ioctl_fs_info_args` of `linux/btrfs.h`, as far as it is looked at here.
+#[repr(C)]
+pub struct BtrfsInfo {
+    largest_device_id: u64,
+    devices: u64,
+    rest: [u64; 126],
+}
+
+nix::ioctl_read!(
+    /// `BTRFS_IOC_FS_INFO`.
+    ioctl_btrfs_info,
+    0x94,
+    31,
+    BtrfsInfo
+);
+
+/// Grows the btrfs at `folder` to all of its device, where it has one alone. Its devices.
+pub fn grow_btrfs(folder: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = BtrfsInfo {
+        largest_device_id: 0,
+        devices: 0,
+        rest: [0; 126],
+    };
+    // SAFETY: the descriptor is open for as long as the borrow; the kernel fills one structure of this size.
+    unsafe { ioctl_btrfs_info(folder.as_raw_fd(), &raw mut info) }?;
+    if info.devices == 1 {
+        let mut volume = BtrfsVolume { fd: 0, name: [0; 4088] };
+        let wanted = format!("{}:max", info.largest_device_id);
+        volume.name[..wanted.len()].copy_from_slice(wanted.as_bytes());
+        // SAFETY: as of `make_subvolume`.
+        unsafe { ioctl_resize_btrfs(folder.as_raw_fd(), &raw const volume) }?;
+    }
+    Ok(info.devices)
+}
+
+nix::ioctl_write_ptr!(
+    /// `EXT4_IOC_RESIZE_FS` of `linux/ext4.h`: blocks of the file system.
+    ioctl_resize_ext4,
+    b'f',
+    16,
+    u64
+);
+
+/// Grows the ext4 at `folder` to so many of its blocks.
+pub fn grow_ext4(folder: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as the borrow; the kernel reads one number.
+    unsafe { ioctl_resize_ext4(folder.as_raw_fd(), &raw const blocks) }?;
+    Ok(())
+}
+
+/// `struct xfs_fsop_geom_v1` of `xfs_fs.h`, as far as it is looked at here.
+#[repr(C)]
+pub struct XfsGeometry {
+    block_size: u32,
+    others: [u32; 6],
+    most_inodes: u32,
+    data_blocks: u64,
+    rest: [u64; 9],
+}
+
+/// `struct xfs_growfs_data`.
+#[repr(C)]
+pub struct XfsGrowth {
+    blocks: u64,
+    most_inodes: u32,
+}
+
+nix::ioctl_read!(
+    /// `XFS_IOC_FSGEOMETRY_V1`.
+    ioctl_xfs_geometry,
+    b'X',
+    100,
+    XfsGeometry
+);
+nix::ioctl_write_ptr!(
+    /// `XFS_IOC_FSGROWFSDATA`.
+    ioctl_grow_xfs,
+    b'X',
+    110,
+    XfsGrowth
+);
+
+/// Grows the XFS at `folder` to a device of `size` bytes, where it has less.
+pub fn grow_xfs(folder: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+    let mut geometry = XfsGeometry {
+        block_size: 0,
+        others: [0; 6],
+        most_inodes: 0,
+        data_blocks: 0,
+        rest: [0; 9],
+    };
+    // SAFETY: the descriptor is open for as long as the borrow; the kernel fills one structure of this size.
+    unsafe { ioctl_xfs_geometry(folder.as_raw_fd(), &raw mut geometry) }?;
+    let blocks = size.checked_div(geometry.block_size.into()).unwrap_or_default();
+    if blocks <= geometry.data_blocks {
+        return Ok(());
+    }
+    let growth = XfsGrowth {
+        blocks,
+        most_inodes: geometry.most_inodes,
+    };
+    // SAFETY: the same; the kernel reads one structure.
+    unsafe { ioctl_grow_xfs(folder.as_raw_fd(), &raw const growth) }?;
+    Ok(())
+}
+
 const NO_LOOP_INFO: loop_info64 = loop_info64 {
     lo_device: 0,
     lo_inode: 0,
@@ -245,5 +359,8 @@ mod tests {
         assert_eq!(size_of::<loop_config>(), 304);
         assert_eq!(size_of::<mount_attr>(), 32);
         assert_eq!(size_of::<BtrfsVolume>(), 4096);
+        assert_eq!(size_of::<BtrfsInfo>(), 1024);
+        assert_eq!(size_of::<XfsGeometry>(), 112);
+        assert_eq!(size_of::<XfsGrowth>(), 16);
     }
 }

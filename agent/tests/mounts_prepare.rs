@@ -14,11 +14,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail};
 use freshroot::digest::{Digest, Hasher};
-use freshroot::prepare::act::carry_out;
+use freshroot::mount::growfs;
+use freshroot::prepare::act::{carry_out, carry_out_growth};
 use freshroot::prepare::blank::Refusal;
 use freshroot::prepare::declaration::{Declared, declared};
 use freshroot::prepare::look::{Intent, Looked, look, the_one};
 use freshroot::prepare::plan::{Preparation, Step};
+use freshroot::prepare::room::look_growth;
 use freshroot::prepare::sysfs::known;
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
@@ -554,6 +556,157 @@ fn a_preparation_that_is_cut_off_anywhere_is_gone_on_with_at_the_next_boot() {
         if last % 6 == 2 {
             assert_prepared(&machine, &disk, &declared);
         }
+    }
+}
+
+#[test]
+fn the_last_partition_of_a_larger_disk_grows_and_the_mounted_btrfs_in_it() {
+    let machine = Machine::new();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    for (number, kind, size) in [(1, "ext4", 64 * MIB), (5, "btrfs", THREE)] {
+        let declared = if kind == "ext4" { one("larger", None) } else { three("larger") };
+        let disk = machine.blank("larger", size);
+        assert!(machine.prepare(&declared, &mut |_| Ok(())).unwrap());
+        let grown = |intent| {
+            let disks = known(machine.path()).unwrap();
+            look_growth(machine.path(), &declared, the_one(&declared, &disks).unwrap(), intent)
+        };
+        assert!(grown(Intent::Write).unwrap().is_none(), "{kind}: there is nothing more");
+        disk.file.as_file().set_len(size + 200 * MIB).unwrap();
+        run(&format!("losetup --set-capacity {}", disk.device));
+        // One byte of somebody's in what would be taken.
+        write(Path::new(&disk.device), size + 99 * MIB + 5, &[1]);
+        let before = disk.digest();
+        let refusal = grown(Intent::Write).unwrap_err().to_string();
+        let words = format!("is not grown: the byte at {}, behind disk-main-data", size + 99 * MIB + 5);
+        assert!(refusal.contains(&words), "{refusal}");
+        assert_eq!(disk.digest(), before, "{kind}");
+        write(Path::new(&disk.device), size + 99 * MIB + 5, &[0]);
+        let before = disk.digest();
+        let (growth, _) = grown(Intent::Look).unwrap().unwrap();
+        assert_eq!((disk.digest(), growth.to - growth.from), (before, 200 * MIB), "{kind}");
+
+        // Not while something of it is in use.
+        let node = disk.nodes().pop().unwrap();
+        let at = tempfile::tempdir().unwrap();
+        mount(&node, at.path(), kind, MountFlags::empty(), None).unwrap();
+        fs::write(at.path().join("file"), "kept").unwrap();
+        fs::remove_file(machine.path().join("proc")).unwrap();
+        fs::create_dir(machine.path().join("proc")).unwrap();
+        symlink("/proc/thread-self", machine.path().join("proc/self")).unwrap();
+        let refusal = grown(Intent::Write).unwrap_err().to_string();
+        assert!(refusal.contains("mounted at") || refusal.contains("somebody holds it"), "{refusal}");
+        unmount(at.path(), UnmountFlags::empty()).unwrap();
+
+        let (growth, file) = grown(Intent::Write).unwrap().unwrap();
+        carry_out_growth(&growth, &file, Path::new(&disk.device), &mut |_| Ok(())).unwrap();
+        drop(file);
+        assert!(grown(Intent::Write).unwrap().is_none());
+        for verify in ["sfdisk --verify", "sgdisk --verify"] {
+            let said = run(&format!("{verify} {} 2>&1", disk.device));
+            assert!(said.contains("No errors detected") || said.contains("No problems found"), "{said}");
+        }
+        // A kernel that knows no partition tables is told.
+        run(&format!("partx --delete {0}; partx --add {0}", disk.device));
+        assert_eq!(disk.nodes().pop().unwrap(), format!("{}p{number}", disk.device));
+        mount(&node, at.path(), kind, MountFlags::empty(), None).unwrap();
+        // Growing an ext4 takes CAP_SYS_RESOURCE, which root does not have everywhere: the boot `prepare-grow` does it.
+        if kind == "btrfs" {
+            let (from, to) = growfs::grow(at.path(), kind, growth.to).unwrap();
+            assert!(to - from > 180 * MIB, "{from} to {to}");
+            assert_eq!(growfs::grow(at.path(), kind, growth.to).unwrap(), (to, to), "again");
+        }
+        assert_eq!(fs::read_to_string(at.path().join("file")).unwrap(), "kept");
+        unmount(at.path(), UnmountFlags::empty()).unwrap();
+        drop(disk);
+        fs::remove_dir_all(machine.path().join("proc")).unwrap();
+        symlink("/proc", machine.path().join("proc")).unwrap();
+    }
+}
+
+#[test]
+fn what_does_not_grow_or_is_not_as_declared_is_named_and_stays_as_it_is() {
+    let machine = Machine::new();
+    // What the last partition holds on a disk that has become larger by 32 MiB, and words of the refusal.
+    let cases = [
+        ("mkfs.vfat {}", "holds vfat"),
+        ("mkswap {}", "holds swap"),
+        ("mkfs.ext2 -q {}", "holds ext2"),
+        ("mkfs.ext3 -q {}", "holds ext3"),
+        ("true", "holds nothing that is known"),
+        // DRBD keeps what it knows at the end, behind a file system that looks like any other.
+        (
+            "mkfs.ext4 -q {} && printf '\\203\\164\\002\\155' | dd of={} bs=1 seek=$(($(blockdev --getsize64 {}) - 4036)) conv=notrunc status=none",
+            "holds ext4 .*DRBD",
+        ),
+    ];
+    for (make, words) in cases {
+        let disk = machine.disk("stays", 64 * MIB, |file| {
+            run(&format!(
+                "echo 'start=2048, name=disk-stays-data' | sfdisk -q --label gpt {}",
+                file.display()
+            ));
+        });
+        let node = disk.nodes().pop().unwrap();
+        run(&make.replace("{}", &node));
+        disk.file.as_file().set_len(96 * MIB).unwrap();
+        run(&format!("losetup --set-capacity {}", disk.device));
+        let before = disk.digest();
+        let refusal = refused(&machine, &growing("stays", "1G"));
+        assert!(words.split(".*").all(|words| refusal.contains(words)), "{make}: {refusal}");
+        assert_eq!(disk.digest(), before, "{make}");
+    }
+    // A size beyond the declared range, other labels, no table, and a table of another kind.
+    let tables = [
+        (
+            "echo 'start=2048, name=disk-stays-data' | sfdisk -q --label gpt {}",
+            "80M",
+            "is not within 16M and 80M",
+        ),
+        (
+            "echo 'start=2048, name=other' | sfdisk -q --label gpt {}",
+            "1G",
+            "no GPT with the declared partitions",
+        ),
+        ("true {}", "1G", "no GPT with the declared partitions"),
+        (
+            "echo 'start=2048' | sfdisk -q --label dos {}",
+            "1G",
+            "no GPT with the declared partitions",
+        ),
+        (
+            "printf 'start=2048, size=2048, name=disk-stays-data\\nstart=8192, name=other' | sfdisk -q --label gpt {}",
+            "1G",
+            "not the partition that lies last",
+        ),
+    ];
+    for (make, max, words) in tables {
+        let disk = machine.disk("stays", 64 * MIB, |file| {
+            run(&make.replace("{}", &file.display().to_string()));
+            File::options().write(true).open(file).unwrap().set_len(96 * MIB).unwrap();
+        });
+        let before = disk.digest();
+        let refusal = refused(&machine, &growing("stays", max));
+        assert!(refusal.contains("is not grown: ") && refusal.contains(words), "{make}: {refusal}");
+        assert_eq!(disk.digest(), before, "{make}");
+    }
+}
+
+/// A disk that grows, and is not prepared.
+fn growing(id: &str, max: &str) -> Declared {
+    let source = json!({
+        "device": format!("/dev/disk/by-id/{id}"), "size": {"min": "16M", "max": max}, "grow": true,
+        "partitions": [{"name": "data", "size": "100%"}],
+    });
+    declared(id, &source).unwrap()
+}
+
+fn refused(machine: &Machine, declared: &Declared) -> String {
+    let disks = known(machine.path()).unwrap();
+    match look_growth(machine.path(), declared, the_one(declared, &disks).unwrap(), Intent::Write) {
+        Ok(growth) => panic!("it is not refused: {growth:?}"),
+        Err(refusal) => refusal.to_string(),
     }
 }
 

@@ -814,7 +814,22 @@ support.lines (
     (equal "a declared disk is in the configuration as it was written" (file (eval [
       diskless
       (freshroot { disks.main = blank; })
-    ])).disks.main (blank // { removable = false; }))
+    ])).disks.main (
+        blank
+        // {
+          grow = false;
+          removable = false;
+        }
+      ))
+    (refused "a disk that grows in systemd mode" [
+      minimal
+      (freshroot {
+        disks.main = blank // {
+          prepare = false;
+          grow = true;
+        };
+      })
+    ] "boot.freshroot.disks.main.prepare, .grow")
     (ill "a disk by its place in the order of discovery" {
       disks.main = blank // {
         device = "/dev/sda";

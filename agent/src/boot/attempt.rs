@@ -10,7 +10,7 @@ use super::cache_disk::{cache_folder, mount_cache, open_cache};
 use super::disks::Disks;
 use super::failing::keep_report;
 use super::medium::Medium;
-use super::prepare::prepare_disks;
+use super::prepare::{grow_file_systems, prepare_disks};
 use super::swap::{Swaps, about_resume};
 use super::system;
 use super::unlock::unlock_all;
@@ -20,6 +20,7 @@ use crate::candidates::RunningKernel;
 use crate::cmdline::CommandLine;
 use crate::formats::authorised::Authority;
 use crate::handover::toplevel::{self, Toplevel};
+use crate::mode::Mode;
 use crate::mount::entry::MountEntry;
 use crate::mount::mount_log::MountLog;
 use crate::report::{ChosenSystem, Failure, Outcome, Report};
@@ -211,6 +212,10 @@ impl<T> Build<'_, T> {
                     "check the disk, or make the entry degraded or optional (need, nofail)",
                 ))
             })?;
+        match self.stage.mode {
+            Mode::Standalone => grow_file_systems(Path::new(ROOT), &self.settings.disks, report),
+            Mode::Systemd => {}
+        }
         report.step("prepare root", |_| (self.make_ready)(toplevel)).map_err(Unbuilt::Image)
     }
 }

@@ -1,4 +1,4 @@
-//! Preparing declared disks that are blank, before anything is mounted.
+//! Preparing declared disks that are blank, and growing those that have become larger, before anything is mounted.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -6,14 +6,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::disks::Disks;
+use crate::device::observe::{BlockDevice, observe};
+use crate::handover::mountinfo::all;
 use crate::mode::Mode;
-use crate::prepare::act::carry_out;
+use crate::mount::growfs;
+use crate::prepare::act::{carry_out, carry_out_growth};
 use crate::prepare::blank::Refusal;
 use crate::prepare::content::{Content, Format};
 use crate::prepare::declaration::Declared;
-use crate::prepare::identity::meant;
-use crate::prepare::look::{Intent, Looked, look, the_one};
-use crate::prepare::plan::Step;
+use crate::prepare::identity::{Known, meant};
+use crate::prepare::look::{Hold, Intent, Looked, look, the_one};
+use crate::prepare::plan::{Preparation, Step};
+use crate::prepare::room::look_growth;
 use crate::prepare::sysfs::known;
 use crate::report::{DiskOutcome, DiskReport, Report};
 
@@ -22,7 +26,7 @@ const DISK_WAIT: Duration = Duration::from_secs(30);
 
 /// Prepares the disks that are declared so. What is refused is a warning: whether the boot goes on without the disk is for its mounts to say.
 pub fn prepare_disks(root: &Path, mode: Mode, declared: &[Declared], disks: &mut Disks<'_>, report: &mut Report) {
-    for one in declared.iter().filter(|one| one.prepare) {
+    for one in declared.iter().filter(|one| one.prepare || one.grow) {
         let outcome = match mode {
             Mode::Standalone => report.step(&format!("prepare {}", one.name), |_| {
                 load_drivers(one, disks);
@@ -31,7 +35,7 @@ pub fn prepare_disks(root: &Path, mode: Mode, declared: &[Declared], disks: &mut
             }),
             // systemd mounts disks on its own, and does not wait for us.
             Mode::Systemd => Err(anyhow::anyhow!(
-                "disks.{}: it is not prepared in systemd's stage 1, where disks are systemd's: boot once with mode = \"standalone\", or run `freshroot prepare` before it is needed",
+                "disks.{}: nothing is prepared or grown in systemd's stage 1, where disks are systemd's: boot once with mode = \"standalone\", or run `freshroot prepare` before it is needed",
                 one.name
             )),
         };
@@ -94,23 +98,96 @@ fn wait(root: &Path, declared: &Declared, disks: &mut Disks<'_>) -> Result<()> {
 pub fn prepare(root: &Path, declared: &Declared) -> Result<DiskOutcome> {
     let disks = known(root)?;
     let disk = the_one(declared, &disks)?;
+    let mut tell = |step: &Step| {
+        log::info!("{step}");
+        Ok(())
+    };
+    if let Some((preparation, hold)) = to_do(root, declared, disk, Intent::Write)? {
+        log::info!("disks.{}: {} is blank: it is prepared", declared.name, disk.shown());
+        carry_out(&preparation, &hold, &mut tell)?;
+        return Ok(DiskOutcome::Prepared);
+    }
+    if declared.grow
+        && let Some((growth, file)) = look_growth(root, declared, disk, Intent::Write)?
+    {
+        log::info!(
+            "disks.{}: {}: {} grows from {} to {} bytes",
+            declared.name,
+            disk.shown(),
+            growth.label,
+            growth.from,
+            growth.to
+        );
+        carry_out_growth(&growth, &file, &disk.disk.path, &mut tell)?;
+        return Ok(DiskOutcome::Grown);
+    }
+    log::info!("disks.{}: {} has its partitions already", declared.name, disk.shown());
+    Ok(DiskOutcome::Unchanged)
+}
+
+/// What a preparation does, where one is declared and it is not done yet.
+fn to_do(root: &Path, declared: &Declared, disk: &Known, intent: Intent) -> Result<Option<(Box<Preparation>, Box<Hold>)>> {
+    if !declared.prepare {
+        return Ok(None);
+    }
     let mut seed = [0; 16];
     fill(&mut seed)?;
-    match look(root, declared, disk, Intent::Write, &seed)? {
-        Looked::Prepared => {
-            log::info!("disks.{}: {} has its partitions already", declared.name, disk.shown());
-            Ok(DiskOutcome::Unchanged)
-        }
-        Looked::ToDo(preparation, hold) => {
-            log::info!("disks.{}: {} is blank: it is prepared", declared.name, disk.shown());
-            let mut tell = |step: &Step| {
-                log::info!("{step}");
-                Ok(())
-            };
-            carry_out(&preparation, &hold, &mut tell)?;
-            Ok(DiskOutcome::Prepared)
+    Ok(match look(root, declared, disk, intent, &seed)? {
+        Looked::Prepared => None,
+        Looked::ToDo(preparation, hold) => Some((preparation, hold)),
+    })
+}
+
+/// Grows the file systems on last partitions of disks with `grow` to all of their devices, where they are mounted. The kernel does so; a file system that
+/// has its size already stays as it is.
+pub fn grow_file_systems(root: &Path, declared: &[Declared], report: &mut Report) {
+    for one in declared.iter().filter(|one| one.grow) {
+        if let Err(error) = grow_file_system(root, one) {
+            report.warn(format!("disks.{}: the file system is not grown: {error:#}", one.name));
         }
     }
+}
+
+fn grow_file_system(root: &Path, declared: &Declared) -> Result<()> {
+    let disks = known(root)?;
+    // Of a disk that is not there, or that is there twice, a warning tells already.
+    let [disk] = meant(&declared.device, &disks)[..] else {
+        return Ok(());
+    };
+    let devices = observe(root).context("listing /sys/class/block")?;
+    let label = declared.partitions.last().map(|last| &last.label);
+    let of = |device: &&BlockDevice| {
+        let partition = device.partition.as_ref();
+        partition.is_some_and(|partition| partition.disk == disk.disk.name && partition.label.as_ref() == label)
+    };
+    let Some(mut device) = devices.iter().find(of) else { return Ok(()) };
+    // What is in a LUKS container is on a device of its own, which was opened after the partition grew.
+    let crypt = |other: &&BlockDevice| other.mapping.as_ref().is_some_and(|mapping| mapping.uuid.starts_with("CRYPT-"));
+    if let [holder] = device.holders.as_slice()
+        && let Some(above) = devices.iter().filter(crypt).find(|other| other.name == *holder)
+    {
+        device = above;
+    }
+    let mounts = root.join("proc/self/mountinfo");
+    let mounts = std::fs::read(&mounts).with_context(|| format!("reading {}", mounts.display()))?;
+    let mapped = device.mapping.as_ref().map(|mapping| Path::new("/dev/mapper").join(&mapping.name));
+    let Some(mount) =
+        all(&mounts).find(|mount| Path::new(&mount.source) == device.path || Some(Path::new(&mount.source)) == mapped.as_deref())
+    else {
+        log::info!("{} is not mounted: there is no file system to be grown", device.path.display());
+        return Ok(());
+    };
+    let point = root.join(mount.point.strip_prefix("/").unwrap_or(&mount.point));
+    let (from, to) = growfs::grow(&point, &mount.fs_type, device.size)
+        .with_context(|| format!("{} at {}", device.path.display(), mount.point.display()))?;
+    if from != to {
+        log::info!(
+            "{} at {} has been grown from {from} to {to} bytes",
+            mount.fs_type,
+            mount.point.display()
+        );
+    }
+    Ok(())
 }
 
 /// What a preparation of this disk would write. Ids are drawn anew for each preparation: those of a dry run are examples, unless one was begun.
@@ -120,16 +197,19 @@ pub fn prepare(root: &Path, declared: &Declared) -> Result<DiskOutcome> {
 pub fn dry_run(root: &Path, declared: &Declared) -> Result<String> {
     let disks = known(root)?;
     let disk = the_one(declared, &disks)?;
-    let mut seed = [0; 16];
-    fill(&mut seed)?;
-    Ok(match look(root, declared, disk, Intent::Look, &seed)? {
-        Looked::Prepared => format!(
-            "disks.{}: {} has its partitions: nothing would be written\n",
-            declared.name,
-            disk.shown()
-        ),
-        Looked::ToDo(preparation, _) => preparation.to_string(),
-    })
+    if let Some((preparation, _)) = to_do(root, declared, disk, Intent::Look)? {
+        return Ok(preparation.to_string());
+    }
+    if declared.grow
+        && let Some((growth, _)) = look_growth(root, declared, disk, Intent::Look)?
+    {
+        return Ok(format!("disks.{}: {}\n{growth}", declared.name, disk.shown()));
+    }
+    Ok(format!(
+        "disks.{}: {} has its partitions: nothing would be written\n",
+        declared.name,
+        disk.shown()
+    ))
 }
 
 /// Fills a seed with random bytes. In an early boot the kernel may still be collecting them, which it ends by itself within a second.

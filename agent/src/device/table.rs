@@ -118,14 +118,19 @@ fn gpt_at(disk: &dyn ReadAt, block: u64, last: u64, sector: u64) -> io::Result<O
 }
 
 /// Where the entries are.
-struct Array {
-    first: u64,
-    count: u32,
-    entry_size: u32,
-    crc: u32,
+pub(crate) struct Array {
+    /// Their first sector.
+    pub first: u64,
+    /// How many.
+    pub count: u32,
+    /// Bytes of each.
+    pub entry_size: u32,
+    /// Their checksum.
+    pub crc: u32,
 }
 
-fn header_of(header: &[u8], block: u64, last: u64) -> Option<Array> {
+/// What an intact header says, which is that of sector `block`, on a disk whose last sector is `last`.
+pub(crate) fn header_of(header: &[u8], block: u64, last: u64) -> Option<Array> {
     let size = usize::try_from(le32(header, 12)?).unwrap_or(usize::MAX);
     if !has(header, 0, b"EFI PART") || size < 92 || le64(header, 24)? != block {
         return None;

@@ -18,9 +18,12 @@ pub struct Mount {
 
 /// What is seen at `point`: of several mounts there the last one, which lies on top. None if nothing is mounted exactly there.
 pub fn mounted_at(text: &[u8], point: &Path) -> Option<Mount> {
-    text.split(|&byte| byte == b'\n')
-        .filter_map(mount)
-        .rfind(|mount| mount.point == point)
+    all(text).filter(|mount| mount.point == point).last()
+}
+
+/// All mounts.
+pub fn all(text: &[u8]) -> impl Iterator<Item = Mount> + '_ {
+    text.split(|&byte| byte == b'\n').filter_map(mount)
 }
 
 /// The first mount of all of the file system on the device of this number.

@@ -9,6 +9,7 @@ pub mod below;
 pub mod check;
 pub mod entry;
 pub mod fs_context;
+pub mod growfs;
 pub mod kernel_log;
 pub mod loop_device;
 pub mod mount_log;

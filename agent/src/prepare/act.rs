@@ -18,6 +18,7 @@ use crate::sys;
 use crate::tool::{Input, Tool};
 
 use super::content::KeyFile;
+use super::grow::Growth;
 use super::look::{Hold, Part};
 use super::plan::{Made, Making, Preparation, Step};
 
@@ -38,29 +39,42 @@ pub fn carry_out(preparation: &Preparation, hold: &Hold, before: &mut dyn FnMut(
     for step in &preparation.steps {
         before(step)?;
         match step {
-            Step::Write(piece) => hold
-                .file()
-                .write_all_at(&piece.bytes, piece.offset)
-                .with_context(|| format!("writing {} to {}", piece.what, preparation.device.display()))?,
-            Step::Flush => hold
-                .file()
-                .sync_all()
-                .with_context(|| format!("flushing {}", preparation.device.display()))?,
             Step::Make(making) => {
                 make(making, &programs, hold).with_context(|| format!("making {} on {}", making.label, preparation.device.display()))?;
             }
-            // The file systems and the table are there in any case, and the next boot sees them.
-            Step::Reread => {
-                if let Err(error) = sys::reread_partitions(hold.as_fd()) {
-                    log::warn!(
-                        "the kernel does not look for partitions on {}: {error}",
-                        preparation.device.display()
-                    );
-                }
-            }
+            Step::Write(_) | Step::Flush | Step::Reread => write(step, hold.file(), &preparation.device)?,
         }
     }
     Ok(())
+}
+
+/// Grows a partition in the table of the disk `file`, which is held.
+///
+/// # Errors
+/// What could not be done; the next boot goes on.
+pub fn carry_out_growth(growth: &Growth, file: &File, device: &Path, before: &mut dyn FnMut(&Step) -> Result<()>) -> Result<()> {
+    growth.steps.iter().try_for_each(|step| {
+        before(step)?;
+        write(step, file, device)
+    })
+}
+
+fn write(step: &Step, file: &File, device: &Path) -> Result<()> {
+    let device = device.display();
+    match step {
+        Step::Write(piece) => file
+            .write_all_at(&piece.bytes, piece.offset)
+            .with_context(|| format!("writing {} to {device}", piece.what)),
+        Step::Flush => file.sync_all().with_context(|| format!("flushing {device}")),
+        // What was written is there in any case, and the next boot sees it.
+        Step::Reread => {
+            if let Err(error) = sys::reread_partitions(file.as_fd()) {
+                log::warn!("the kernel does not look for partitions on {device}: {error}");
+            }
+            Ok(())
+        }
+        Step::Make(making) => anyhow::bail!("{} is not made by writing", making.label),
+    }
 }
 
 /// Where the programs are that the steps need: looked for before anything is written.

@@ -235,6 +235,8 @@ pub struct Refusal {
     pub name: String,
     /// The disk itself, or what was looked for.
     pub disk: String,
+    /// What is not done with it: `prepared` or `grown`.
+    pub undone: &'static str,
     /// Why.
     pub reasons: Vec<String>,
     /// What to do.
@@ -245,9 +247,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "disks.{}: {} is not prepared: {}; {}",
+            "disks.{}: {} is not {}: {}; {}",
             self.name,
             self.disk,
+            self.undone,
             self.reasons.join("; "),
             self.remedy
         )

@@ -40,6 +40,8 @@ pub struct Declared {
     pub prepare: bool,
     /// How a blank disk is told; none: by its size.
     pub blank_check: Option<BlankCheck>,
+    /// Whether its last partition is grown where the disk has become larger.
+    pub grow: bool,
     /// Whether it may be a stick or a card.
     pub removable: bool,
     /// Its partitions, in the order in which they lie.
@@ -178,12 +180,6 @@ pub fn declared(name: &str, source: &Value) -> Result<Declared, String> {
             ),
         ));
     }
-    if raw.grow {
-        return Err(at(
-            ".grow",
-            "growing a partition is not done here: remove it, and grow by hand (growpart, then the file system's own program)".to_owned(),
-        ));
-    }
     if let Some(table) = raw.table.filter(|table| table != "gpt") {
         return Err(at(
             ".table",
@@ -215,6 +211,23 @@ pub fn declared(name: &str, source: &Value) -> Result<Declared, String> {
         }
         partitions.push(one);
     }
+    if raw.grow && partitions.last().is_none_or(|last| last.size.is_some()) {
+        return Err(at(
+            ".grow",
+            "only a last partition whose size is \"100%\" grows: give it that size, or remove grow".to_owned(),
+        ));
+    }
+    let inside = partitions.last().and_then(|last| last.content.as_ref());
+    let stays = inside.and_then(|content| {
+        content
+            .formats()
+            .into_iter()
+            .find(|format| matches!(format, Format::Vfat | Format::Swap))
+    });
+    if let (true, Some(format)) = (raw.grow, stays) {
+        let what = format!("{} does not grow: ext4, xfs and btrfs do; remove grow", format.name());
+        return Err(at(".grow", what));
+    }
     // Every size is at most 1 PiB, and there are at most 128.
     let sum: u64 = partitions.iter().map(|partition| partition.size.unwrap_or(LEAST_PARTITION)).sum();
     if sum.saturating_add(2 << 20) > min {
@@ -232,6 +245,7 @@ pub fn declared(name: &str, source: &Value) -> Result<Declared, String> {
         min,
         max,
         prepare: raw.prepare,
+        grow: raw.grow,
         blank_check,
         removable: raw.removable,
         partitions,
@@ -475,7 +489,7 @@ mod tests {
             ("/size/min", json!("3T"), "a.size", "not less than min"),
             ("/size/min", json!("1M"), "a.size", "at least 16M"),
             ("/size/max", json!(true), "a.size.max", "\"500G\""),
-            ("/grow", json!(true), "a.grow", "remove it"),
+            ("/grow", json!("yes"), "a: ", "a boolean"),
             ("/table", json!("msdos"), "a.table", "write gpt"),
             ("/blankCheck", json!("none"), "a.blankCheck", "sampled nor full"),
             ("/partitions", json!([]), "a.partitions", "1 to 128"),
@@ -572,6 +586,20 @@ mod tests {
         ] {
             let error = declared("a", &with(pointer, value)).unwrap_err();
             assert!(error.contains(place) && error.contains(remedy), "{pointer}: {error}");
+        }
+        let mut fixed = with("/partitions/2/size", json!("20G"));
+        fixed["grow"] = json!(true);
+        let error = declared("a", &fixed).unwrap_err();
+        assert!(error.contains("a.grow: only a last partition whose size is \"100%\""), "{error}");
+        assert!(declared("a", &with("/grow", json!(true))).unwrap().grow);
+        for (kind, name) in [
+            (json!({"type": "swap"}), "swap"),
+            (json!({"type": "filesystem", "format": "vfat"}), "vfat"),
+        ] {
+            let mut stays = with("/partitions/2/content", kind);
+            stays["grow"] = json!(true);
+            let error = declared("a", &stays).unwrap_err();
+            assert!(error.contains(&format!("a.grow: {name} does not grow")), "{error}");
         }
         assert!(declared("a b", &disk()).unwrap_err().contains("no name of a disk"));
     }

@@ -20,17 +20,22 @@ use super::claim;
 use super::declaration::{BlankCheck, Declared};
 use super::identity::{Known, meant};
 use super::layout::{ALIGNMENT, Geometry, Seed, places};
+use super::marks::marks;
 use super::plan::{Begun, Claimed, Preparation, begun, preparation, tail_start};
 use super::sysfs::{node, sector, uses};
 
 /// What a person can do about a disk that is not blank.
-const NOT_BLANK: &str = "if nothing on it is needed, erase it by hand (blkdiscard --zeroout, or dd from /dev/zero); else declare another disk, or set prepare = false";
+const NOT_BLANK: &str = "if nothing on it is needed, erase it by hand (blkdiscard --zeroout, or dd from /dev/zero); else declare another disk, or remove prepare";
 /// What a person can do about a disk that is not there, or not as it is declared.
-const NOT_MEANT: &str = "correct the declaration, or set prepare = false";
+const NOT_MEANT: &str = "correct the declaration, or remove prepare and grow";
 /// What a person can do about a disk that is in use or cannot be used.
-const NOT_FREE: &str = "end that use or replace the disk, or set prepare = false";
+const NOT_FREE: &str = "end that use or replace the disk, or remove prepare";
 /// What a person can do about a preparation that cannot be gone on with.
-const NOT_OURS: &str = "if nothing on it is needed, erase its first MiB by hand (dd from /dev/zero); else set prepare = false";
+const NOT_OURS: &str = "if nothing on it is needed, erase its first MiB by hand (dd from /dev/zero); else remove prepare";
+
+/// What is not done with a disk that is refused.
+const PREPARED: &str = "prepared";
+pub(super) const GROWN: &str = "grown";
 
 /// A disk that is read more slowly than this is given up, so that every wait ends.
 const SLOWEST: u64 = 4 << 20;
@@ -51,6 +56,7 @@ pub fn the_one<'a>(declared: &Declared, disks: &'a [Known]) -> Result<&'a Known,
     let refuse = |reason: String| Refusal {
         name: declared.name.clone(),
         disk: declared.device.to_string(),
+        undone: if declared.prepare { PREPARED } else { GROWN },
         reasons: vec![reason],
         remedy: NOT_MEANT,
     };
@@ -103,6 +109,7 @@ pub fn look(root: &Path, declared: &Declared, known: &Known, intent: Intent, see
     let failed = |error: anyhow::Error| Refusal {
         name: declared.name.clone(),
         disk: known.shown(),
+        undone: PREPARED,
         reasons: vec![format!("{error:#}")],
         remedy: NOT_FREE,
     };
@@ -136,6 +143,7 @@ fn look_closely(
     let refuse = |reasons: Vec<String>, remedy| Refusal {
         name: declared.name.clone(),
         disk: known.shown(),
+        undone: PREPARED,
         reasons,
         remedy,
     };
@@ -199,6 +207,7 @@ impl Hold {
         let refuse = |reasons: Vec<String>, remedy| Refusal {
             name: self.declared.name.clone(),
             disk: self.known.shown(),
+            undone: PREPARED,
             reasons,
             remedy,
         };
@@ -290,7 +299,7 @@ impl Hold {
         if let Err(error) = self.forget() {
             return vec![format!("{error:#}")];
         }
-        let (size, path) = (self.geometry.size, self.known.disk.path.display());
+        let (size, path) = (self.geometry.size, self.known.disk.path.display().to_string());
         let areas = areas(size, check);
         let (ends, rest) = areas.split_at(areas.len().min(2));
         let mut evidence = Evidence {
@@ -299,7 +308,7 @@ impl Hold {
             marks: Vec::new(),
             libblkid: libblkid(&self.root, &self.known.disk.path),
         };
-        match super::marks::marks(&self.file, size) {
+        match marks(&self.file, size) {
             Ok(marks) => evidence.marks = marks,
             Err(error) => evidence.signatures = Err(error.to_string()),
         }
@@ -309,19 +318,8 @@ impl Hold {
         if !not_blank(&evidence).is_empty() {
             return not_blank(&evidence);
         }
-        let all = total(rest);
-        let (started, mut told) = (Instant::now(), Instant::now());
-        let limit = GRACE + Duration::from_secs(all / SLOWEST);
-        evidence.bytes = scan(&self.file, rest, &mut |behind| {
-            if told.elapsed() >= TELL_AFTER {
-                told = Instant::now();
-                log::info!("looking whether {path} is blank: {} of {} MiB", behind >> 20, all >> 20);
-            }
-            if started.elapsed() > limit {
-                return Err(format!("it is read more slowly than {} MiB a second", SLOWEST >> 20));
-            }
-            Ok(())
-        });
+        let mut tick = patience(&path, total(rest));
+        evidence.bytes = scan(&self.file, rest, &mut tick);
         // What was read of a large disk is not to stay in memory.
         if let (Bytes::Zero, Err(error)) = (&evidence.bytes, self.forget()) {
             return vec![format!("{error:#}")];
@@ -355,22 +353,17 @@ impl ReadAt for Part<'_> {
 }
 
 /// What a disk is at first sight.
-struct FirstLook {
+pub(super) struct FirstLook {
     /// It has a GPT with all the declared labels.
-    prepared: bool,
+    pub prepared: bool,
     /// It has a claim, whole or not.
     claimed: bool,
 }
 
 /// Looks without a hold: somebody may be using the disk, as it should be.
-fn first_look(root: &Path, declared: &Declared, disk: &BlockDevice, geometry: Geometry) -> Result<FirstLook> {
+pub(super) fn first_look(root: &Path, declared: &Declared, disk: &BlockDevice, geometry: Geometry) -> Result<FirstLook> {
     let path = node(root, disk);
-    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))?;
+    let file = open(root, disk, OFlags::empty(), Intent::Look)?;
     let table = table(&file, geometry.size, geometry.sector).with_context(|| format!("reading {}", path.display()))?;
     let claim = read(&file, claim::OFFSET, claim::LENGTH).with_context(|| format!("reading {}", path.display()))?;
     let labels: Vec<String> = match table {
@@ -383,21 +376,47 @@ fn first_look(root: &Path, declared: &Declared, disk: &BlockDevice, geometry: Ge
     })
 }
 
-/// Opens the disk so that nobody else can: with `O_EXCL` the kernel refuses where it, or a part of it, is mounted or held.
-fn hold(root: &Path, disk: &BlockDevice, intent: Intent) -> Result<File> {
+/// Tells from time to time how far the reading of `all` bytes is, and ends it where it is too slow.
+pub(super) fn patience(what: &str, all: u64) -> impl FnMut(u64) -> Result<(), String> + use<'_> {
+    let (started, mut told) = (Instant::now(), Instant::now());
+    let limit = GRACE + Duration::from_secs(all / SLOWEST);
+    move |behind| {
+        if told.elapsed() >= TELL_AFTER {
+            told = Instant::now();
+            log::info!("looking whether {what} is blank: {} of {} MiB", behind >> 20, all >> 20);
+        }
+        if started.elapsed() > limit {
+            return Err(format!("it is read more slowly than {} MiB a second", SLOWEST >> 20));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn open(root: &Path, disk: &BlockDevice, more: OFlags, intent: Intent) -> Result<File> {
     let path = node(root, disk);
-    let flags = OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags = more | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = OpenOptions::new()
         .read(true)
         .write(intent == Intent::Write)
         .custom_flags(flags.bits().cast_signed())
-        .open(&path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(number) if number == rustix::io::Errno::BUSY.raw_os_error() => {
-                anyhow::anyhow!("somebody holds it: {} cannot be opened exclusively ({error})", path.display())
-            }
-            Some(_) | None => anyhow::Error::new(error).context(format!("opening {}", path.display())),
-        })?;
+        .open(&path);
+    file.with_context(|| format!("opening {}", path.display()))
+}
+
+/// Opens the disk so that nobody else can: with `O_EXCL` the kernel refuses where it, or a part of it, is mounted or held.
+pub(super) fn hold(root: &Path, disk: &BlockDevice, intent: Intent) -> Result<File> {
+    let path = node(root, disk);
+    let busy = |error: &anyhow::Error| {
+        let error = error.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()))
+    };
+    let file = open(root, disk, OFlags::EXCL, intent).map_err(|error| {
+        if busy(&error) {
+            error.context("somebody holds it: it cannot be opened exclusively")
+        } else {
+            error
+        }
+    })?;
     let metadata = file.metadata().with_context(|| format!("looking at {}", path.display()))?;
     let number = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
     anyhow::ensure!(

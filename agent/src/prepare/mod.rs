@@ -1,18 +1,20 @@
 //! Preparing blank disks that the configuration declares (`disks.<name>.prepare`): observe → decide → plan → act.
 //!
 //! [`declaration`] is what was asked for, [`identity`] says which disk is meant, [`blank`] decides whether it may be touched, [`plan`] says what would be
-//! written, to the byte. Only [`look`] reads disks and [`sysfs`] what the kernel says of them, and only [`act`] writes to them.
+//! written, to the byte, and [`grow`] what would be to grow a partition. Only [`look`] and [`room`] read disks, [`sysfs`] what the kernel says of them, and only [`act`] writes to them.
 
 pub mod act;
 pub mod blank;
 pub mod claim;
 pub mod content;
 pub mod declaration;
+pub mod grow;
 pub mod identity;
 pub mod layout;
 pub mod look;
 pub mod marks;
 pub mod plan;
+pub mod room;
 pub mod sysfs;
 
 #[cfg(test)]

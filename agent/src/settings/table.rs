@@ -490,7 +490,7 @@ pub static TABLE: &[Row] = &[
         },
         guard: Never,
         show: |s| s.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(" "),
-        about: "Disks as disko declares them. With `prepare` in it, one that is blank is partitioned and gets its file systems: see [disks.md](disks.md).",
+        about: "Disks as disko declares them. With `prepare` in it, one that is blank is partitioned and gets its file systems; with `grow`, the last partition of one that has become larger grows: see [disks.md](disks.md).",
     },
     Row {
         name: "swapDevices",

@@ -19,6 +19,12 @@ use crate::trial::{Boot, Trial};
 /// The tests of this file.
 pub const ALL: &[Scenario] = &[
     Scenario::new(
+        "prepare-grow",
+        "the last partition of a disk that has become larger grows over power cuts, with ext4 in a container, or XFS; one with something behind it stays",
+        grow,
+    )
+    .nightly(),
+    Scenario::new(
         "prepare",
         "a blank disk is prepared, with a LUKS container on it, opened and mounted at its first boot, and left alone from then on",
         blank,
@@ -111,28 +117,122 @@ fn crypt() -> Value {
     })
 }
 
+const WRITE_CRYPT: &str = "set -e; lsblk -n -s -o TYPE $(findmnt -n -o SOURCE /persist) | grep -qx crypt; findmnt -n -o SOURCE /keys | grep -qx /dev/vdb1; echo kept | tee /persist/file >/keys/file";
+const LOOK: &str = "set -e; grep -qx kept /persist/file; grep -qx kept /keys/file";
+
+fn with_tools<'a>(trial: &'a Trial<'a>, config: Value, cache: &Disk, disk: &Disk, system: &System) -> Boot<'a> {
+    let boot = trial.boot().with_tools().config(config);
+    boot.disk(cache).disk(disk).system(system).patience(2)
+}
+
+/// Three disks: ext4 in a LUKS container, XFS, and one behind whose partition there is something.
+fn growing() -> Value {
+    let disk = |number: u32, format: &str| {
+        json!({
+            "device": format!("/dev/disk/by-id/virtio-disk{number}"), "size": { "min": "128M", "max": "1G" }, "prepare": true, "grow": true,
+            "partitions": [{ "name": "data", "size": "100%", "content": { "type": "filesystem", "format": format } }],
+        })
+    };
+    let mount =
+        |name: &str, format: &str| json!({ "device": format!("/dev/disk/by-partlabel/disk-{name}-data"), "fsType": format, "options": [] });
+    let mut config = crypt();
+    let more = json!({
+        "disks": { "main": { "grow": true }, "next": disk(2, "xfs"), "stays": disk(3, "ext4") },
+        "fileSystems": { "/xfs": mount("next", "xfs"), "/stays": mount("stays", "ext4") },
+    });
+    crate::lab::merge(&mut config, &more);
+    config
+}
+
+fn grow(trial: &Trial<'_>) -> Result<()> {
+    const LARGER: u64 = 200;
+    let cache = trial.filled_cache()?;
+    // An XFS needs 300 MB at least.
+    let sizes = [160, 320, 160];
+    let disks: Vec<Disk> = ["grown", "xfs", "stays"]
+        .into_iter()
+        .zip(sizes)
+        .map(|(name, size)| Disk::blank(&trial.dir.join(format!("{name}.img")), size))
+        .collect::<Result<_>>()?;
+    let system = trial.lab.system(Spec::generation(1))?;
+    let boot = || {
+        let boot = with_tools(trial, growing(), &cache, &disks[0], &system);
+        disks[1..].iter().fold(boot, Boot::disk)
+    };
+    let script = format!("{WRITE_CRYPT}; echo kept | tee /xfs/file >/stays/file");
+    let booted = boot().script(&script).once("prepared")?;
+    for number in 0..3 {
+        let outcome = booted.text(&format!("/disks/{number}/outcome"));
+        ensure!(outcome == "prepared", "report: {}", booted.report);
+    }
+
+    for (disk, size) in disks.iter().zip(sizes) {
+        let file = File::options().write(true).open(disk.path()).context("opening the disk")?;
+        file.set_len((size + LARGER) * MIB).context("making the disk larger")?;
+    }
+    write(&disks[2], (sizes[2] + 77) * MIB, &[1])?;
+    let table = first_mib(&disks[2])?;
+    // Each line is told before its step: how much of it is done when the power goes is the host's choice.
+    for (number, line) in ["entries of the GPT, behind the old ones", "zeros behind the entries"]
+        .iter()
+        .enumerate()
+    {
+        let mut vm = boot().start(&format!("cut-{number}"))?;
+        vm.wait_for(&[line])?;
+        vm.cut_power()?;
+    }
+    let look = format!(
+        "{LOOK}; grep -qx kept /xfs/file; grep -qx kept /stays/file
+         size() {{ findmnt -b -n -o SIZE $1; }}
+         echo sizes=$(size /persist),$(size /xfs),$(size /stays)
+         test $(size /persist) -gt {}; test $(size /xfs) -gt {}; test $(size /stays) -lt {}",
+        (sizes[0] + LARGER - 60) * MIB,
+        (sizes[1] + LARGER - 100) * MIB,
+        sizes[2] * MIB
+    );
+    let booted = boot().script(&look).once("grown")?;
+    let disk_of = |name: &str| {
+        let reports = booted.report["disks"].as_array();
+        let report = reports.and_then(|reports| reports.iter().find(|report| report["name"] == name));
+        report.with_context(|| format!("{name} is not in the report: {}", booted.report))
+    };
+    for (name, outcomes) in [
+        ("main", ["grown", "unchanged"]),
+        ("next", ["grown", "unchanged"]),
+        ("stays", ["refused", "refused"]),
+    ] {
+        let report = disk_of(name)?;
+        // The power may go before or after the last write.
+        ensure!(outcomes.iter().any(|outcome| report["outcome"] == *outcome), "{name}: {report}");
+    }
+    let why = disk_of("stays")?["detail"].to_string();
+    ensure!(
+        why.contains(&format!("is not grown: the byte at {}", (sizes[2] + 77) * MIB)),
+        "the third disk: {why}"
+    );
+    ensure!(first_mib(&disks[2])? == table, "the table of the third disk was written to");
+    disks[..2].iter().try_for_each(table_is_sound)
+}
+
+fn first_mib(disk: &Disk) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(MIB)?];
+    let file = File::open(disk.path()).with_context(|| format!("opening {}", disk.path().display()))?;
+    file.read_exact_at(&mut bytes, 0)
+        .with_context(|| format!("reading {}", disk.path().display()))?;
+    Ok(bytes)
+}
+
 fn blank(trial: &Trial<'_>) -> Result<()> {
     let cache = trial.filled_cache()?;
     let disk = Disk::blank(&trial.dir.join("blank.img"), 160)?;
     let system = trial.lab.system(Spec::generation(1))?;
-    let boot = || {
-        trial
-            .boot()
-            .with_tools()
-            .config(crypt())
-            .disk(&cache)
-            .disk(&disk)
-            .system(&system)
-            .patience(2)
-    };
-    let write = "set -e; lsblk -n -s -o TYPE $(findmnt -n -o SOURCE /persist) | grep -qx crypt; findmnt -n -o SOURCE /keys | grep -qx /dev/vdb1; echo kept | tee /persist/file >/keys/file";
-    let booted = boot().script(write).once("first")?;
+    let boot = || with_tools(trial, crypt(), &cache, &disk, &system);
+    let booted = boot().script(WRITE_CRYPT).once("first")?;
     ensure!(booted.text("/disks/0/outcome") == "prepared", "report: {}", booted.report);
     table_is_sound(&disk)?;
     // Neither the table nor the head of the container.
     let before = fixed(&disk)?;
-    let look = "set -e; grep -qx kept /persist/file; grep -qx kept /keys/file";
-    let booted = boot().script(look).once("second")?;
+    let booted = boot().script(LOOK).once("second")?;
     ensure!(booted.text("/disks/0/outcome") == "unchanged", "report: {}", booted.report);
     ensure!(
         fixed(&disk)? == before,
