@@ -21,7 +21,7 @@ pub(super) fn links(folder: &Path, sequence: Option<u64>, partition: Option<u32>
 }
 
 fn ids(folder: &Path, name: &str) -> Vec<String> {
-    let attribute = |path: &str| super::observe::attribute(folder, path).filter(|text| !text.trim().is_empty());
+    let attribute = |path: &str| attribute(folder, path).filter(|text| !text.trim().is_empty());
     if name.starts_with("vd") {
         return attribute("serial")
             .map(|serial| format!("virtio-{}", replaced(&serial)))
@@ -55,7 +55,7 @@ fn ids(folder: &Path, name: &str) -> Vec<String> {
 
 /// A disk behind the SCSI layer: SATA, USB, SAS, virtio.
 fn scsi_ids(folder: &Path) -> Vec<String> {
-    let attribute = |path: &str| super::observe::attribute(folder, path).unwrap_or_default();
+    let attribute = |path: &str| attribute(folder, path).unwrap_or_default();
     let (vendor, model) = (attribute("device/vendor"), attribute("device/model"));
     if let Some(serial) = usb_serial(folder) {
         // The target and unit in the disk's address: a card reader has several.
@@ -122,7 +122,7 @@ fn designators(page: &[u8]) -> BTreeMap<u8, Vec<u8>> {
 fn usb_serial(folder: &Path) -> Option<String> {
     let devices = folder.ancestors().take_while(|path| *path != Path::new("/"));
     let mut usb = devices.filter(|path| path.join("idVendor").exists() && path.join("serial").exists());
-    super::observe::attribute(usb.next()?, "serial")
+    attribute(usb.next()?, "serial")
 }
 
 /// Host, channel, target and unit.
@@ -144,7 +144,7 @@ fn paths(folder: &Path, name: &str) -> Vec<String> {
         return vec![pci.clone(), format!("virtio-{pci}")];
     }
     if name.starts_with("nvme") {
-        let nsid = super::observe::attribute(folder, "nsid");
+        let nsid = attribute(folder, "nsid");
         return nsid.map(|nsid| format!("{pci}-nvme-{nsid}")).into_iter().collect();
     }
     let Some(host) = behind.iter().position(|part| part.starts_with("host")) else {
@@ -152,7 +152,7 @@ fn paths(folder: &Path, name: &str) -> Vec<String> {
     };
     let parent: PathBuf = parts[..=at + host].iter().collect();
     if let Some(port) = behind.iter().find(|part| is_numbered(part, "ata")) {
-        let number = super::observe::attribute(&parent, &format!("ata_port/{port}/port_no")).unwrap_or_else(|| port[3..].to_owned());
+        let number = attribute(&parent, &format!("ata_port/{port}/port_no")).unwrap_or_else(|| port[3..].to_owned());
         return vec![format!("{pci}-ata-{number}.0"), format!("{pci}-ata-{number}")];
     }
     let Some([_, channel, target, unit]) = address(folder) else {
@@ -212,6 +212,11 @@ fn replaced(text: &str) -> String {
 fn collapsed(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     replaced(&words.join("_"))
+}
+
+/// An attribute's text, if it is there. Absence is an answer in sysfs: `partition` exists in partitions only.
+pub(super) fn attribute(folder: &Path, name: &str) -> Option<String> {
+    fs::read_to_string(folder.join(name)).map_or(None, |text| Some(text.trim_end().to_owned()))
 }
 
 #[cfg(test)]

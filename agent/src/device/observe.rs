@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags, fadvise};
 
+use super::links::attribute;
 use super::probe::{Content, Kind, places, probe};
 use super::table::{Table, table};
 
@@ -361,11 +362,6 @@ fn without_udev(root: &Path, name: &str, disk: &Path, partition: Option<u32>) ->
         links.extend(named.map(|entry| Path::new("/dev/md").join(entry.file_name())));
     }
     links
-}
-
-/// An attribute's text, if it is there. Absence is an answer in sysfs: `partition` exists in partitions only.
-pub(super) fn attribute(folder: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(folder.join(name)).map_or(None, |text| Some(text.trim_end().to_owned()))
 }
 
 fn number_in<T: std::str::FromStr>(folder: &Path, name: &str) -> Option<T> {
