@@ -33,7 +33,8 @@ pub const ALL: &[Scenario] = &[
         "prepare-cut",
         "a preparation that power cuts end again and again is gone on with at each next boot",
         cut,
-    ),
+    )
+    .nightly(),
     Scenario::new(
         "prepare-refused",
         "disks that hold something are not prepared, are named, and are the same byte for byte",
