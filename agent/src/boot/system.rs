@@ -211,6 +211,7 @@ fn find_device(entry: &MountEntry, started: Instant, disks: &mut Disks<'_>) -> R
     let limit = entry.timeout().unwrap_or(DEVICE_WAIT);
     let device = disks.find_also(name, started, limit)?;
     device.mountable()?;
+    // None is no error yet: with a type in the entry the kernel decides, and without one the mount says what is lacking.
     let fs_type = file_system_of(&device).ok();
     let degraded = entry.options().file_system.iter().any(|option| option.key == "degraded");
     let members = disks.members(&device, degraded, started, limit)?;

@@ -63,8 +63,9 @@ mounted, and ends; it fails where nothing can be booted. Settings come from /etc
             ROOT,
             ("--config", "FILE", "use FILE as the configuration"),
         ],
-        text: "Only disks are looked at that the configuration file declares with prepare = true, by a name that stays with the disk, and of a size within the declared
-range. A disk that holds anything at all is refused, with what was found and where, and not written to. Boots in standalone mode do this by themselves, before
+        text: "Only disks are looked at that the configuration file declares with prepare or grow, by a name that stays with the disk, and of a size within the declared
+range. With grow, the last partition of a disk that has become larger grows, where what lies behind it is zero; its file system grows when a boot mounts it.
+With prepare, a disk that holds anything at all is refused, with what was found and where, and not written to. Boots in standalone mode do this by themselves, before
 anything is mounted. It fails if a disk is refused.
 
 Examples:

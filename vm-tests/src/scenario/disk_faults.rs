@@ -321,7 +321,11 @@ fn foreign(trial: &Trial<'_>) -> Result<()> {
         .run()?;
     let before = fs::read(disk.path()).context("reading the disk")?;
     let booted = from_ram(trial, "swap", Some(&disk), json!({ "cache": { "wait": "5s" } }))?;
-    ensure!(warnings(&booted).contains("holds no file system"), "report: {}", booted.report);
+    ensure!(
+        warnings(&booted).contains("holds «swap», and is not mounted"),
+        "report: {}",
+        booted.report
+    );
     ensure!(fs::read(disk.path())? == before, "the disk has changed");
     let booted = from_ram(trial, "missing", None, json!({ "cache": { "wait": "5s" } }))?;
     ensure!(warnings(&booted).contains("no device is LABEL=CACHE"), "report: {}", booted.report);
