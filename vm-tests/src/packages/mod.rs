@@ -3,8 +3,10 @@
 pub mod kernel;
 pub mod suite;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,13 +19,26 @@ const DOWNLOAD_LIMIT: Duration = Duration::from_secs(15 * 60);
 const QUERY_LIMIT: Duration = Duration::from_secs(60);
 const UNPACK_LIMIT: Duration = Duration::from_secs(120);
 
+/// What apt said of a package in this run. Without a cache file, which images of containers are often set to have none of, apt reads all its lists at each
+/// question; a boot asks ten.
+static CANDIDATES: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
 /// The version of `package` that apt would install.
 pub fn candidate(package: &str) -> Result<String> {
-    if let Some(version) = candidate_in_lists(package)? {
-        return Ok(version);
+    let mut known = CANDIDATES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(version) = known.get(package) {
+        return Ok(version.clone());
     }
-    refresh_lists()?;
-    candidate_in_lists(package)?.with_context(|| format!("no package source of this machine has {package}; see /etc/apt/sources.list*"))
+    let version = match candidate_in_lists(package)? {
+        Some(version) => version,
+        None => {
+            refresh_lists()?;
+            candidate_in_lists(package)?
+                .with_context(|| format!("no package source of this machine has {package}; see /etc/apt/sources.list*"))?
+        }
+    };
+    known.insert(package.to_owned(), version.clone());
+    Ok(version)
 }
 
 fn candidate_in_lists(package: &str) -> Result<Option<String>> {
