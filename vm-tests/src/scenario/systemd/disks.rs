@@ -13,9 +13,9 @@ use crate::trial::{Boot, Booted, Trial};
 
 /// The tests of this file.
 pub const ALL: &[Scenario] = &[
-    Scenario::new("systemd-lvm", "cache and data on LVM, which udev activates", lvm),
+    Scenario::new("systemd-lvm", "cache and data on LVM, which udev activates", lvm).nightly(),
     Scenario::new("systemd-luks", "cache and data on LUKS, opened with a key file", luks),
-    Scenario::new("systemd-md", "cache and data on MD RAID1, which udev assembles", md),
+    Scenario::new("systemd-md", "cache and data on MD RAID1, which udev assembles", md).nightly(),
     Scenario::new(
         "systemd-shared",
         "a cache in a folder of a data disk that systemd mounts is one file system with it, and both are written",

@@ -16,7 +16,8 @@ pub const ALL: &[Scenario] = &[
         "systemd-slow",
         "a slow download that makes progress outlives the limit of stage 1",
         slow,
-    ),
+    )
+    .nightly(),
     Scenario::new(
         "systemd-stalled",
         "a download that has stalled ends with the limit of stage 1, in a reboot",

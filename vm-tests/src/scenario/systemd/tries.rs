@@ -15,7 +15,8 @@ pub const ALL: &[Scenario] = &[
         "systemd-tries",
         "under systemd a generation that panics three times in stage 2 gives way to the one before",
         three_panics,
-    ),
+    )
+    .nightly(),
     Scenario::new(
         "systemd-bless",
         "under systemd a generation that is blessed boots again, although its one try is used",

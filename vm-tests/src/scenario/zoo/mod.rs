@@ -27,7 +27,8 @@ pub const ALL: &[Scenario] = &[
         "zoo",
         "ext2, ext3, ext4, xfs, btrfs, f2fs, vfat and exfat on virtio, SATA and USB keep their files over a reboot and a power cut; on a full disk nothing is made, and nothing lost",
         one_cut,
-    ),
+    )
+    .nightly(),
     Scenario::new(
         "zoo-cuts",
         "the same over three power cuts, each while all of them are written to",
