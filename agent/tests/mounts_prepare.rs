@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail};
 use freshroot::digest::{Digest, Hasher};
@@ -27,7 +27,11 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, moun
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
-const SEED: [u8; 16] = [42; 16];
+/// Drawn for each run: mkfs.btrfs refuses an id that any device of the machine has, and a second run beside this one has devices too.
+static SEED: LazyLock<[u8; 16]> = LazyLock::new(|| {
+    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+    u128::from_str_radix(&uuid.trim().replace('-', ""), 16).unwrap().to_le_bytes()
+});
 
 /// One test at a time: devices of one test are not to be gone while another one looks at all of them, and a child that is just being started holds copies of
 /// all descriptors.
@@ -100,7 +104,7 @@ impl Machine {
     fn look(&self, declared: &Declared, intent: Intent) -> Result<Looked, Refusal> {
         let disks = known(self.path()).unwrap();
         let one = the_one(declared, &disks)?;
-        look(self.path(), declared, one, intent, &SEED)
+        look(self.path(), declared, one, intent, &*SEED)
     }
 
     /// Looks, and does what is to be done until `before` ends it.
