@@ -142,9 +142,13 @@ fn what_needs_a_person_is_not_mounted_and_need_decides() {
 fn without_the_program_the_kernel_decides_and_it_is_said() {
     let _alone = private_mounts();
     let dir = tempfile::tempdir().unwrap();
-    let disk = ext4(dir.path(), "disk", &[]);
+    let disk = ext4(dir.path(), "dirty", DIRTY);
     let checked = check::check(dir.path(), disk.path(), DeviceFs::Ext4, check::LIMIT).unwrap();
     assert_eq!(checked, Some(Checked::Not("there is no fsck.ext4 in the initrd".to_owned())));
+    // A clean one needs none.
+    let disk = ext4(dir.path(), "clean", &[]);
+    let checked = check::check(dir.path(), disk.path(), DeviceFs::Ext4, check::LIMIT).unwrap();
+    assert_eq!(checked, Some(Checked::Clean));
     for fs in [DeviceFs::Xfs, DeviceFs::Btrfs, DeviceFs::Bcachefs] {
         assert_eq!(check::check(dir.path(), disk.path(), fs, check::LIMIT).unwrap(), None, "{fs:?}");
     }

@@ -4,7 +4,8 @@
 //! disk is asked nothing. Links of the device mapper's and mdadm's rules are told in `resolve`; sg3-utils' `scsi-S…` are not known.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// All links of a disk, or of its partition `partition`. `folder` is the disk's folder in `/sys/devices`, without symlinks.
@@ -216,7 +217,11 @@ fn collapsed(text: &str) -> String {
 
 /// An attribute's text, if it is there. Absence is an answer in sysfs: `partition` exists in partitions only.
 pub(super) fn attribute(folder: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(folder.join(name)).map_or(None, |text| Some(text.trim_end().to_owned()))
+    // Sysfs gives all of an attribute at once, and a page of it at most.
+    let mut page = [0; 4096];
+    let read = File::open(folder.join(name)).and_then(|mut file| file.read(&mut page));
+    let text = str::from_utf8(page.get(..read.unwrap_or(0))?).unwrap_or_default();
+    (!text.is_empty()).then(|| text.trim_end().to_owned())
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ pub fn observe_again(root: &Path, previous: &[BlockDevice], changed: &BTreeSet<S
         .collect();
     let mut tables = BTreeMap::new();
     let mut devices = Vec::new();
-    for device in sysfs.iter().filter(|device| device.size != 0 && device.number.0 != FLOPPY) {
+    for device in sysfs.iter().filter(|device| device.number.0 != FLOPPY) {
         let disk = device.partition.as_ref().map_or(device.name.as_str(), |(_, disk)| disk.as_str());
         let stale = changed.contains(&device.name) || changed.contains(disk);
         let known = previous.iter().find(|known| !stale && device.is(known));
@@ -205,16 +205,26 @@ struct Sysfs {
 }
 
 impl Sysfs {
-    /// `None` where the device is gone.
+    /// `None` where the device is gone, or has no size.
     fn read(root: &Path, name: &str) -> Option<Self> {
-        // Below `/sys/class` is a link into `/sys/devices`, where a partition's folder is in that of its disk.
-        let folder = match fs::canonicalize(root.join("sys/class/block").join(name)) {
+        // A link into `/sys/devices`, where a partition's folder is in that of its disk. Looking at each part of it, as it is done for others, takes long.
+        let link = root.join("sys/class/block").join(name);
+        let target = fs::read_link(&link).unwrap_or_default();
+        let folder = match target
+            .strip_prefix("../..")
+            .map_or_else(|_| fs::canonicalize(&link), |target| Ok(root.join("sys").join(target)))
+        {
             Ok(folder) => folder,
             Err(error) => {
                 log::debug!("passing over the block device {name}: {error}");
                 return None;
             }
         };
+        // First, since most of what has none is there in crowds.
+        let size = number_in::<u64>(&folder, "size")?.saturating_mul(SECTOR);
+        if size == 0 {
+            return None;
+        }
         let number = attribute(&folder, "dev")?;
         let (major, minor) = number.split_once(':')?;
         let partition = attribute(&folder, "partition").and_then(|text| decimal(&text)).zip(
@@ -236,11 +246,12 @@ impl Sysfs {
             name,
             uuid: attribute(&folder, "dm/uuid").unwrap_or_default(),
         });
+        let sequence = number_in(disk, "diskseq");
         Some(Self {
             name: name.to_owned(),
             number: (decimal(major)?, decimal(minor)?),
-            sequence: number_in(disk, "diskseq"),
-            size: number_in::<u64>(&folder, "size")?.saturating_mul(SECTOR),
+            sequence,
+            size,
             read_only: number_in::<u8>(&folder, "ro") == Some(1),
             removable: number_in::<u8>(disk, "removable") == Some(1),
             start: number_in(&folder, "start").unwrap_or(0),
@@ -249,7 +260,7 @@ impl Sysfs {
             mapping,
             links: match fs::read_to_string(root.join(format!("run/udev/data/b{number}"))) {
                 Ok(record) => links(&record),
-                Err(_) => without_udev(root, name, disk, partition.as_ref().map(|(number, _)| *number)),
+                Err(_) => without_udev(root, name, disk, sequence, partition.as_ref().map(|(number, _)| *number)),
             },
             partition,
         })
@@ -350,8 +361,8 @@ fn links(record: &str) -> Vec<PathBuf> {
 }
 
 /// The links of a device that no udev has a record of: those that its disk's attributes give, and those that `mdadm` makes by itself then.
-fn without_udev(root: &Path, name: &str, disk: &Path, partition: Option<u32>) -> Vec<PathBuf> {
-    let mut links = super::links::links(disk, number_in(disk, "diskseq"), partition);
+fn without_udev(root: &Path, name: &str, disk: &Path, sequence: Option<u64>, partition: Option<u32>) -> Vec<PathBuf> {
+    let mut links = super::links::links(disk, sequence, partition);
     if name.starts_with("md")
         && let Ok(entries) = fs::read_dir(root.join("dev/md"))
     {

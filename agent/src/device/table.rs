@@ -151,14 +151,30 @@ pub(crate) fn header_of(header: &[u8], block: u64, last: u64) -> Option<Array> {
     sane.then_some(array)
 }
 
-/// CRC-32 of IEEE 802.3. Bit by bit: a table of 32 KiB at most is hashed once a disk, and the crates for it bring 16 KiB of tables along.
+/// CRC-32 of IEEE 802.3.
 pub(crate) fn crc32(bytes: &[u8]) -> u32 {
-    const POLYNOMIAL: u32 = 0xedb8_8320;
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ POLYNOMIAL }
-        })
-    })
+    !Crc::new(0xedb8_8320).of(u32::MAX, bytes)
+}
+
+/// A checksum whose bits are counted from the lowest one. Its table is made when it is needed: the crates for it bring 16 KiB of tables along.
+pub(crate) struct Crc([u32; 256]);
+
+impl Crc {
+    /// By its polynomial, reversed, of 32 bits or less.
+    pub(crate) fn new(polynomial: u32) -> Self {
+        let mut table = [0; 256];
+        for (entry, byte) in table.iter_mut().zip(0_u32..) {
+            *entry = (0..8).fold(byte, |crc, _| if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ polynomial });
+        }
+        Self(table)
+    }
+
+    /// `crc` gone on with over `bytes`.
+    pub(crate) fn of(&self, crc: u32, bytes: &[u8]) -> u32 {
+        bytes
+            .iter()
+            .fold(crc, |crc, byte| (crc >> 8) ^ self.0[usize::from(crc.to_le_bytes()[0] ^ byte)])
+    }
 }
 
 fn gpt_entry(entry: &[u8], number: u32) -> Option<GptEntry> {

@@ -1,12 +1,16 @@
-//! Checking a file system before it is mounted: `fsck.<type>` of the initrd, by its exit code.
+//! Checking a file system before it is mounted: by its superblock, where that says that it was left clean, else by `fsck.<type>` of the initrd and its exit code.
 
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::clock;
 use crate::foreign;
 use crate::mount::entry::DeviceFs;
+use crate::mount::ext_clean::is_clean;
 use crate::tool::{Input, Tool};
 
 /// A check that is still going on then hangs, or has more to do than a boot can wait for: large disks take minutes.
@@ -41,11 +45,15 @@ const fn has_checker(fs: DeviceFs) -> bool {
     }
 }
 
-/// Checks the file system on `device`, which must not be mounted, with the programs below `root` (`/`); `None` where there is nothing to check.
+/// Checks the file system on `device`, which must not be mounted, with the programs below `root` (`/`) where that is needed; `None` where there is nothing to check.
 ///
 /// # Errors
 /// Errors are left that need a person, or the check does not end: it is not to be mounted.
 pub fn check(root: &Path, device: &Path, fs: DeviceFs, limit: Duration) -> Result<Option<Checked>> {
+    if matches!(fs, DeviceFs::Ext2 | DeviceFs::Ext3 | DeviceFs::Ext4) && was_left_clean(device) {
+        log::info!("{} was left clean", device.display());
+        return Ok(Some(Checked::Clean));
+    }
     if !has_checker(fs) {
         return Ok(None);
     }
@@ -70,6 +78,15 @@ pub fn check(root: &Path, device: &Path, fs: DeviceFs, limit: Duration) -> Resul
             Ok(Some(Checked::Not(format!("{program} {said}"))))
         }
     }
+}
+
+/// Whether the file system needs no program. What cannot be read is for the program to tell.
+fn was_left_clean(device: &Path) -> bool {
+    let looked = File::open(device).and_then(|mut file| {
+        let size = file.seek(SeekFrom::End(0))?;
+        Ok(is_clean(&file, size, clock::machine()))
+    });
+    looked.unwrap_or(false)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

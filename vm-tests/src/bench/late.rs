@@ -41,9 +41,9 @@ pub fn measure(trial: &Trial<'_>, runs: u32) -> Result<Vec<Figure>> {
         )
     };
     Ok(vec![
-        Figure::alone(what("in stage 1, checked by fsck"), "ms", booting, Target::AtMost(LIMIT))?,
+        Figure::alone(what("in stage 1, left clean"), "ms", booting, Target::AtMost(LIMIT))?,
         Figure::alone(
-            what("in the running system, by persist-retry, beside udev, checked by fsck"),
+            what("in the running system, by persist-retry, beside udev, left clean"),
             "ms",
             running,
             Target::AtMost(LIMIT),

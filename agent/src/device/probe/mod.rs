@@ -18,7 +18,7 @@ use crate::foreign;
 
 pub use other::{SquashfsSuperblock, squashfs_superblock};
 pub use source::{ReadAt, places};
-pub(crate) use source::{Source, array, dashed, has, le32, le64, read, text16};
+pub(crate) use source::{Source, array, dashed, has, le16, le32, le64, read, text16};
 
 /// What a signature belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
