@@ -119,10 +119,12 @@ in
       assertion = entry.how == "bind" || (entry.source != null && entry.services == [ ] && lib.elem entry.options [ [ ] [ "defaults" ] ]);
       message = ''boot.freshroot.persist."${name}": how = "symlink" goes with source alone, and without options and services: name the entry of the disk in services' place.'';
     }) cfg.internal.persist
-    ++ lib.mapAttrsToList (name: disk: {
-      assertion = standalone || !(disk.prepare or false || disk.grow or false);
-      message = ''boot.freshroot.disks.${name}.prepare, .grow: in systemd mode disks are systemd's, and this one is neither prepared nor grown. Set boot.freshroot.mode = "standalone" for the machine's first boot, or prepare = grow = false.'';
-    }) (settings.disks or { })
+    # Disks are prepared after a resume, and LUKS is opened after disks are prepared.
+    ++ lib.optional (!standalone && fresh.touchedDisks (settings.disks or { }) != [ ]) {
+      assertion =
+        fresh.luksUnits (lib.attrNames config.boot.initrd.luks.devices) config.boot.resumeDevice == [ ];
+      message = "boot.resumeDevice is ${config.boot.resumeDevice}, which is opened only when the disks of boot.freshroot.disks are prepared, and that waits for the resume: set prepare = grow = false, or resume from a device without LUKS.";
+    }
     ++ map (entry: {
       assertion =
         !lib.elem entry.mountPoint (

@@ -5,8 +5,10 @@ let
     attrNames
     concatStringsSep
     elem
+    elemAt
     filter
     foldl'
+    fromJSON
     hasAttr
     head
     isAttrs
@@ -531,6 +533,86 @@ rec {
     "zfs"
   ];
 
+  # --- Disks that are prepared ----------------------------------------------------------------------------------------------------
+
+  # The declarations (boot.freshroot.disks) of disks that something is done to.
+  touchedDisks =
+    disks: filter (disk: disk.prepare or false || disk.grow or false) (builtins.attrValues disks);
+
+  # What preparing these disks takes, in an initrd of either mode: formats that are made, programs by name → package, and modules. No other initrd has them.
+  preparation =
+    disks:
+    let
+      prepared = filter (disk: disk.prepare or false) (builtins.attrValues disks);
+      formatsOf =
+        content:
+        if content == null then
+          [ ]
+        else
+          [ (content.format or (if content.type == "filesystem" then "" else content.type)) ]
+          # In a LUKS container.
+          ++ formatsOf (content.content or null);
+      formats = unique (
+        builtins.concatMap (
+          disk: builtins.concatMap (partition: formatsOf (partition.content or null)) disk.partitions
+        ) prepared
+      );
+      makers = {
+        ext4 = {
+          "mkfs.ext4" = "e2fsprogs";
+        };
+        xfs = {
+          "mkfs.xfs" = "xfsprogs";
+        };
+        btrfs = {
+          "mkfs.btrfs" = "btrfs-progs";
+        };
+        vfat = {
+          "mkfs.vfat" = "dosfstools";
+        };
+        swap = {
+          mkswap = "util-linux";
+        };
+        luks = {
+          cryptsetup = "cryptsetup";
+        };
+      };
+    in
+    {
+      inherit formats;
+      programs =
+        foldl' (all: format: all // (makers.${format} or { })) { } formats
+        # The second probe, which must find nothing either.
+        // (if prepared == [ ] then { } else { blkid = "util-linux"; });
+      modules =
+        # Subvolumes are made by the kernel.
+        filter (format: format == "btrfs") formats ++ (if elem "luks" formats then [ "dm_crypt" ] else [ ]);
+    };
+
+  # Seconds that looking at a disk and making what is declared may take: the wait for it, what is read of it as slowly as is borne (4 MiB a second; samples are
+  # less than 512 MiB), and hours for the rest. The agent has the same limit (agent/src/boot/prepare.rs), and shorter ones for each read and each program.
+  prepareLimit =
+    disk:
+    let
+      parts = match "([0-9]+)([KMGT]?)(iB)?" (toString disk.size.max);
+      unit = elemAt parts 1;
+      number = fromJSON (head parts);
+      mebibytes =
+        if unit == "T" then
+          number * 1048576
+        else if unit == "G" then
+          number * 1024
+        else if unit == "M" then
+          number
+        else if unit == "K" then
+          number / 1024
+        else
+          number / 1048576;
+      check = disk.blankCheck or null;
+      full = check == "full" || (check == null && mebibytes <= 64 * 1024);
+    in
+    30 + 120 + (if full then mebibytes else 512) / 4 + 2 * 60 * 60;
+
   # --- Stacks of a standalone initrd ----------------------------------------------------------------------------------------------
 
   # NixOS's boot.initrd.luks.devices as the agent's setting luks has them. A key file may be written as crypttab(5) has it, path:device.
@@ -802,6 +884,8 @@ rec {
         "sysroot-run.mount"
         # After a resume nothing of this runs. Before it, mounting a disk that the hibernated system has mounted would destroy it.
         "systemd-hibernate-resume.service"
+        # What came of disks that are prepared is in its report. No such unit: no order.
+        "freshroot-prepare.service"
       ]
       # The device that the agent opens: the check waits for the device up to the limit of its unit, and then we look ourselves.
       ++ checked
@@ -830,6 +914,86 @@ rec {
         OOMScoreAdjust = -900;
       };
     };
+
+  # Prepares declared disks before anything opens one, as boot.initrd.systemd.services.freshroot-prepare takes it. disks: boot.freshroot.disks.
+  prepareUnit =
+    {
+      agent,
+      udevadm,
+      disks,
+    }:
+    {
+      description = "Declared disks that are blank, or have become larger";
+      documentation = [ "man:freshroot(8)" ];
+      # Only wanted, by whatever: what is refused or fails is for the mounts of the disk to say (need).
+      wantedBy = [ "initrd.target" ];
+      # Both are passive: whoever must come before them pulls them in. systemd's mounts below /sysroot and systemd-fsck@ come after the first, systemd-cryptsetup@ after
+      # the second. The agent's own partitions appear with their table, the last thing that is written; but what is made is on a loop device first, whose links
+      # have the same labels, and a partition that grows goes and comes again.
+      wants = [
+        "local-fs-pre.target"
+        "cryptsetup-pre.target"
+      ];
+      before = [
+        "local-fs-pre.target"
+        "cryptsetup-pre.target"
+        "shutdown.target"
+      ];
+      after = [
+        # A disk is known by its links, and these are udev's; it also loads the drivers.
+        "systemd-udevd.service"
+        "systemd-udev-trigger.service"
+        # Those of the configuration, loop among them.
+        "systemd-modules-load.service"
+        # A hibernated system knows its disks as they were.
+        "systemd-hibernate-resume.service"
+      ];
+      conflicts = [ "shutdown.target" ];
+      unitConfig.DefaultDependencies = false;
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        # A second disk of the same name may be among what has not been looked at; and a partition that udev is reading cannot be made larger.
+        ExecStartPre = "-${udevadm} settle --timeout=30";
+        # What comes next waits for links to the new partitions, and udev reads a disk's table anew when its last writer has closed it: a device must not go while
+        # it is being opened.
+        ExecStart = [
+          "-${agent} prepare --stage-1"
+          "-${udevadm} settle --timeout=60"
+        ];
+        TimeoutStartSec = foldl' (sum: disk: sum + prepareLimit disk) 0 (touchedDisks disks);
+        StandardOutput = "journal+console";
+        StandardError = "journal+console";
+        OOMScoreAdjust = -900;
+      };
+    };
+
+  # Makes file systems where an entry asks for it (x-systemd.makefs), and does not come after local-fs-pre.target as checks and mounts do.
+  makefsOverride = {
+    after = [ "freshroot-prepare.service" ];
+  };
+
+  # Drop-ins of device units, by unit. own: those that the agent opens, which have its limit; used: those of mounts and of LUKS mappings; prepared: whether disks
+  # are prepared. A device's limit counts from when its job is begun, and is not to run out while the disk is being prepared that it lies on.
+  deviceDropIns =
+    {
+      own,
+      wait,
+      used,
+      prepared,
+    }:
+    let
+      ownUnits = map deviceUnit own;
+      usedUnits = map deviceUnit (filter (device: hasPrefix "/dev/" (devicePath device)) used);
+      text = unit: {
+        name = unit;
+        value =
+          "[Unit]\n"
+          + (if prepared then "After=freshroot-prepare.service\n" else "")
+          + (if elem unit ownUnits then "JobRunningTimeoutSec=${wait}\n" else "");
+      };
+    in
+    listToAttrs (map text (ownUnits ++ (if prepared then usedUnits else [ ])));
 
   # The way out when the boot's unit failed, by itself or because its binary is missing or was killed.
   failureUnit =

@@ -222,7 +222,7 @@ let
         description = ''
           Its partitions, in their order: `name`, `size` (`100%` for the last one), and optionally `label` (default: disko's `disk-<name>-<partition>`), `type` (`EF00`, `8300` and the like, or a GUID)
           and `content`: `{ type = "filesystem"; format = "ext4"; }` (or `xfs`, `btrfs`, `vfat`), `{ type = "btrfs"; subvolumes = [ … ]; }` or `{ type = "swap"; }`, each with `label` and `extraArgs`; or
-          `{ type = "luks"; settings.keyFile = "/etc/keys/state"; content = …; }`, whose key is a file of the initrd ({option}`boot.freshroot.initrd.extraFiles`). Who has the initrd has that key.
+          `{ type = "luks"; settings.keyFile = "/etc/keys/state"; content = …; }`, whose key is a file of the initrd ({option}`boot.freshroot.initrd.extraFiles`, in systemd mode {option}`boot.initrd.systemd.contents`). Who has the initrd has that key.
         '';
       };
     };
@@ -385,7 +385,7 @@ in
     };
 
     disks = setting (types.attrsOf (types.submodule diskEntry)) "none" ''
-      Disks that the agent prepares where they are blank, in standalone mode, before anything is mounted. What is on them is mounted by {option}`boot.freshroot.persist`. A disk that is not blank is never written to.
+      Disks that the agent prepares where they are blank, before anything is mounted (in systemd mode by `freshroot-prepare.service`). What is on them is mounted by {option}`boot.freshroot.persist`. A disk that is not blank is never written to.
     '' // {
       example = {
         main = {

@@ -1,6 +1,7 @@
 # All that the module puts into systemd's stage 1, as text by path, for an initrd that NixOS did not make: that of the boot tests. Below /running stands
 # what goes to the running system's /run. The same functions of lib.nix as in systemd.nix and common.nix, with the same arguments. entries and persist are
-# as NixOS's fileSystems (a list, in the order of mounting) and boot.freshroot.persist have them: what is left out has the default of its option.
+# as NixOS's fileSystems (a list, in the order of mounting) and boot.freshroot.persist have them: what is left out has the default of its option. luks: names of
+# mappings; encrypted: the devices that they are on.
 {
   agent ? "/bin/freshroot",
   sleep ? "/bin/sleep",
@@ -8,6 +9,7 @@
   entries ? [ ],
   persist ? { },
   luks ? [ ],
+  encrypted ? [ ],
   deadline ? "30min",
 }:
 let
@@ -44,6 +46,7 @@ let
     ) (attrNames persistEntries)
   );
   bound = filter (mountPoint: persistEntries.${mountPoint}.source != null) (attrNames persistEntries);
+  disks = settings.disks or { };
   devices = fresh.unique (
     filter (device: device != null) [
       (settings.cache.device or null)
@@ -64,10 +67,17 @@ let
     mounts = map (entry: entry.mountPoint) systemdMounts;
     # The initrd of the tests has a find-etc, as NixOS's has with an etc overlay.
     etcOverlay = true;
+    inherit disks;
   };
   dropIn = unit: text: {
     name = "/etc/systemd/system/${unit}.d/overrides.conf";
-    value = "[Unit]\n${text}\n";
+    value = text;
+  };
+  deviceDropIns = fresh.deviceDropIns {
+    own = devices;
+    wait = settings.cache.wait or "20s";
+    used = filter (device: device != null) (map (entry: entry.device) systemdMounts) ++ encrypted;
+    prepared = fresh.touchedDisks disks != [ ];
   };
   # As in systemd.nix.
   dropInsOf =
@@ -75,10 +85,10 @@ let
     let
       before = fresh.mountsBeforeCheck device systemdMounts;
     in
-    [
-      (dropIn (fresh.deviceUnit device) "JobRunningTimeoutSec=${settings.cache.wait or "20s"}")
-    ]
-    ++ (if before == [ ] then [ ] else [ (dropIn (fresh.fsckUnit device) "After=${toString before}") ]);
+    if before == [ ] then
+      [ ]
+    else
+      [ (dropIn (fresh.fsckUnit device) "[Unit]\nAfter=${toString before}\n") ];
   unit = name: {
     name = "/etc/systemd/system/${name}";
     value = units.${name};
@@ -86,6 +96,7 @@ let
 in
 listToAttrs (
   map unit (attrNames units)
+  ++ map (unit: dropIn unit deviceDropIns.${unit}) (attrNames deviceDropIns)
   ++ builtins.concatMap dropInsOf devices
   # What the running system needs of it, see stage-2.nix.
   ++ map (path: {

@@ -25,56 +25,8 @@ let
       );
   cacheDevice = cfg.settings.cache.device or null;
   cacheType = cfg.settings.cache.fsType or "auto";
-  # What is made on disks that are to be prepared, and by which programs: no other initrd has them.
-  prepared = lib.filter (disk: disk.prepare or false) (
-    lib.attrValues (cfg.internal.configuration.disks or { })
-  );
-  formatsOf =
-    content:
-    if content == null then
-      [ ]
-    else
-      [ (content.format or (if content.type == "filesystem" then "" else content.type)) ]
-      # In a LUKS container.
-      ++ formatsOf (content.content or null);
-  formats = lib.unique (
-    lib.concatMap (
-      disk: lib.concatMap (partition: formatsOf (partition.content or null)) disk.partitions
-    ) prepared
-  );
-  makers = {
-    ext4 = {
-      package = pkgs.e2fsprogs;
-      program = "mkfs.ext4";
-    };
-    xfs = {
-      package = pkgs.xfsprogs;
-      program = "mkfs.xfs";
-    };
-    btrfs = {
-      package = pkgs.btrfs-progs;
-      program = "mkfs.btrfs";
-    };
-    vfat = {
-      package = pkgs.dosfstools;
-      program = "mkfs.vfat";
-    };
-    swap = {
-      package = pkgs.util-linux;
-      program = "mkswap";
-    };
-    luks = {
-      package = pkgs.cryptsetup;
-      program = "cryptsetup";
-    };
-  };
-  programs =
-    map (format: makers.${format}) (lib.filter (format: makers ? ${format}) formats)
-    # The second probe, which must find nothing either.
-    ++ lib.optional (prepared != [ ]) {
-      package = pkgs.util-linux;
-      program = "blkid";
-    };
+  # What is made on disks that are to be prepared, and by which programs.
+  preparation = fresh.preparation (cfg.internal.configuration.disks or { });
   # «auto» is found out on the machine: then all that the agent mounts must be there.
   anyType =
     (cacheDevice != null && cacheType == "auto")
@@ -89,7 +41,7 @@ let
     ]
   );
   # Exactly what the configuration needs, by program.
-  tools = fresh.checkers checkedTypes // stacks.programs;
+  tools = fresh.checkers checkedTypes // stacks.programs // preparation.programs;
   luks = config.boot.initrd.luks;
   stacks = fresh.stacks {
     devices = lib.filter (device: device != null) (
@@ -105,7 +57,7 @@ let
     md = config.boot.swraid.enable or false;
   };
   # Loaded at once: there is no program that the kernel could call for a cipher.
-  ciphers = lib.optionals (luks.devices != { } || lib.elem "luks" formats) (luks.cryptoModules or [ ]);
+  ciphers = lib.optionals (luks.devices != { } || lib.elem "luks" preparation.formats) (luks.cryptoModules or [ ]);
   checkedTypes = lib.unique (
     lib.optional (cacheDevice != null) cacheType
     ++ map (entry: entry.fsType) (lib.filter (entry: !(entry.noCheck or false)) cfg.internal.neededForBoot)
@@ -155,9 +107,7 @@ let
       ++ fatCodepages
       ++ stacks.modules
       ++ ciphers
-      # Subvolumes are made by the kernel.
-      ++ lib.optional (lib.elem "btrfs" formats) "btrfs"
-      ++ lib.optional (lib.elem "luks" formats) "dm_crypt"
+      ++ preparation.modules
     );
   };
   deviceNodes = pkgs.runCommand "freshroot-device-nodes.cpio" { preferLocalBuild = true; } ''
@@ -189,13 +139,6 @@ let
       target = "/bin/${program}";
     }) tools
     ++ lib.mapAttrsToList (target: source: { inherit source target; }) cfg.initrd.extraFiles
-    ++ map (
-      { package, program }:
-      {
-        source = "${lib.getBin package}/bin/${program}";
-        target = "/bin/${program}";
-      }
-    ) (lib.filter ({ program, ... }: !(tools ? ${program})) programs)
     ++ lib.optional cfg.internal.https {
       source = cfg.initrd.caBundle;
       target = "/etc/freshroot/ca-bundle.crt";
@@ -208,7 +151,7 @@ in
     boot.initrd.enable = lib.mkDefault false;
 
     boot.freshroot.internal.modulesClosure = modules;
-    boot.freshroot.internal.preparePrograms = map ({ program, ... }: program) programs;
+    boot.freshroot.internal.preparePrograms = lib.attrNames preparation.programs;
     boot.freshroot.internal.standaloneModules = lib.unique (
       [
         "loop"

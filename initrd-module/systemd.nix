@@ -18,6 +18,10 @@ let
       rwDevice
     ]
   );
+  disks = cfg.settings.disks or { };
+  prepared = fresh.touchedDisks disks != [ ];
+  preparation = fresh.preparation disks;
+  makesLuks = lib.elem "luks" preparation.formats;
   systemdMounts = lib.filter (
     entry:
     entry.mountPoint != "/" && !lib.elem entry.mountPoint (fresh.ownMountPoints ++ cfg.internal.bound)
@@ -27,6 +31,12 @@ let
     (cacheDevice != null && cfg.settings.cache.fsType or "auto" == "auto")
     || rwDevice != null
     || lib.any (entry: entry.fsType == "auto") cfg.internal.neededForBoot;
+  asDropIns = lib.mapAttrs (
+    _: text: {
+      overrideStrategy = "asDropin";
+      inherit text;
+    }
+  );
   # systemd mounts everything but what the agent fills. Two owners of one mount would race.
   initrdFstab = pkgs.writeText "initrd-fstab" (
     fresh.initrdFstab {
@@ -45,7 +55,11 @@ in
           "squashfs"
         ]
         # Without its tools, which are of no use before a mount.
-        ++ lib.optional anyType "btrfs";
+        ++ lib.optional anyType "btrfs"
+        ++ preparation.modules
+        ++ lib.optionals makesLuks (config.boot.initrd.luks.cryptoModules or [ ]);
+      # cryptsetup waits for udev's rules of the device mapper, which NixOS brings with this.
+      services.lvm.enable = lib.mkIf makesLuks true;
       # Loaded at once: no device announces them.
       kernelModules = [
         "loop"
@@ -66,6 +80,9 @@ in
           agent
           initrdFstab
         ];
+        extraBin = lib.mapAttrs (
+          program: package: "${lib.getBin pkgs.${package}}/bin/${program}"
+        ) preparation.programs;
         contents = {
           "/etc/freshroot/config.json".text = cfg.internal.configFile;
         }
@@ -90,39 +107,46 @@ in
           };
           emergency = fresh.emergencyOverride { inherit agent; };
           initrd-parse-etc.environment.SYSTEMD_SYSROOT_FSTAB = lib.mkForce initrdFstab;
+        }
+        // lib.optionalAttrs prepared {
+          freshroot-prepare = fresh.prepareUnit {
+            inherit agent disks;
+            # NixOS has all of systemd's programs there.
+            udevadm = "/bin/udevadm";
+          };
         };
 
         targets.initrd.unitConfig = fresh.deadline cfg.onFailure.deadline;
 
-        units = lib.mkMerge (
-          lib.concatMap (
-            device:
-            let
-              before = fresh.mountsBeforeCheck device systemdMounts;
-            in
-            [
-              {
-                # The check of a disk waits for its device; the agent's limit holds for that too.
-                ${fresh.deviceUnit device} = {
-                  overrideStrategy = "asDropin";
-                  text = ''
-                    [Unit]
-                    JobRunningTimeoutSec=${cfg.settings.cache.wait or "20s"}
-                  '';
-                };
-              }
-              (lib.mkIf (before != [ ]) {
-                ${fresh.fsckUnit device} = {
-                  overrideStrategy = "asDropin";
-                  text = ''
-                    [Unit]
-                    After=${toString before}
-                  '';
-                };
-              })
-            ]
-          ) devices
-        );
+        units = lib.mkMerge [
+          # The check of a disk waits for its device; the agent's limit holds for that too.
+          (asDropIns (
+            fresh.deviceDropIns {
+              own = devices;
+              wait = cfg.settings.cache.wait or "20s";
+              used =
+                lib.filter (device: device != null) (map (entry: entry.device) systemdMounts)
+                ++ lib.mapAttrsToList (_: entry: entry.device) config.boot.initrd.luks.devices;
+              inherit prepared;
+            }
+          ))
+          (asDropIns (
+            lib.listToAttrs (
+              lib.concatMap (
+                device:
+                let
+                  before = fresh.mountsBeforeCheck device systemdMounts;
+                in
+                lib.optional (before != [ ]) (
+                  lib.nameValuePair (fresh.fsckUnit device) "[Unit]\nAfter=${toString before}\n"
+                )
+              ) devices
+            )
+          ))
+          (lib.mkIf prepared (asDropIns {
+            "systemd-makefs@.service" = fresh.unitText fresh.makefsOverride;
+          }))
+        ];
       };
     };
 

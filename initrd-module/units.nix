@@ -2,12 +2,14 @@
 {
   agent ? "/bin/freshroot",
   sleep ? "/bin/sleep",
+  udevadm ? "/bin/udevadm",
   devices ? [ ],
   mounts ? [ ],
   luks ? [ ],
   nixosInit ? false,
   etcOverlay ? false,
   deadline ? "30min",
+  disks ? { },
 }:
 let
   fresh = import ./lib.nix;
@@ -30,3 +32,12 @@ in
   "emergency.service.d/overrides.conf" = fresh.unitText (fresh.emergencyOverride { inherit agent; });
   "initrd.target.d/overrides.conf" = fresh.unitText { unitConfig = fresh.deadline deadline; };
 }
+// (
+  if fresh.touchedDisks disks == [ ] then
+    { }
+  else
+    {
+      "freshroot-prepare.service" = fresh.unitText (fresh.prepareUnit { inherit agent udevadm disks; });
+      "systemd-makefs@.service.d/overrides.conf" = fresh.unitText fresh.makefsOverride;
+    }
+)

@@ -254,12 +254,7 @@ pub fn plan(
         cache: kept_in(settings, cache.is_some()),
         generations: situation.candidates.iter().map(seen).collect(),
         mounts: mounts(settings, mode, entries),
-        disks: settings
-            .disks
-            .iter()
-            .filter(|disk| disk.prepare || disk.grow)
-            .map(|one| disk(one, mode))
-            .collect(),
+        disks: settings.disks.iter().filter(|disk| disk.prepare || disk.grow).map(disk).collect(),
         settings: TABLE
             .iter()
             .filter(|row| settings.origin(row.name) != Origin::Default)
@@ -474,7 +469,7 @@ fn unlocked((name, entry): (&String, &LuksDevice)) -> String {
 }
 
 /// What is declared of a disk. What is on it is not looked at here.
-fn disk(declared: &Declared, mode: Mode) -> String {
+fn disk(declared: &Declared) -> String {
     let partitions = declared.partitions.iter().map(|partition| {
         let size = partition.size.map_or_else(|| "what is left".to_owned(), show_bytes);
         let content = partition.content.as_ref().map_or_else(|| "nothing".to_owned(), Content::shown);
@@ -485,18 +480,14 @@ fn disk(declared: &Declared, mode: Mode) -> String {
         (true, false) => "if blank",
         (false, _) => "the last one grows where the disk is larger",
     };
-    let what = format!(
+    format!(
         "{}: {}, {} to {}, {does}: {}",
         declared.name,
         declared.device,
         show_bytes(declared.min),
         show_bytes(declared.max),
         partitions.collect::<Vec<_>>().join(", ")
-    );
-    match mode {
-        Mode::Standalone => what,
-        Mode::Systemd => format!("{what}; not in systemd's stage 1: run «freshroot prepare» before it is needed"),
-    }
+    )
 }
 
 fn swap((device, area): (&String, &SwapArea)) -> Option<String> {

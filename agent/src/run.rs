@@ -12,7 +12,7 @@ use log::LevelFilter;
 
 use crate::boot::cache_disk::cache_folder;
 use crate::boot::fail::INITRD_RELEASE;
-use crate::boot::prepare::{dry_run, prepare};
+use crate::boot::prepare::{dry_run, prepare, prepare_in_systemd};
 use crate::boot::system::{entries, file_systems};
 use crate::boot::ticker::Teller;
 use crate::boot::{CACHE, Stage};
@@ -47,6 +47,11 @@ pub fn run(command: Command) -> Result<ExitCode> {
             mode,
         } => show_plan(&root, mode, cmdline.as_deref(), config.as_deref(), json),
         Command::Prepare { root, config, dry_run } => prepare_disks(&root, config.as_deref(), dry_run),
+        Command::PrepareInStage1 => {
+            must_be_initrd("prepare --stage-1")?;
+            prepare_in_systemd()?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Status { root, json } => show_status(&root, json),
         Command::Fail { unit } => {
             if std::process::id() == 1 {
@@ -101,12 +106,21 @@ fn boot(mode: Mode, sysroot: PathBuf) -> Result<ExitCode> {
             "boot is the job of PID 1 in an initrd; a unit in systemd's stage 1 calls it with --mode systemd, and «freshroot plan» shows what it would do"
         ),
         (Mode::Systemd, 1) => bail!("PID 1 has all of stage 1 to do: leave --mode systemd out, or let systemd start this as a unit"),
-        // It writes on all consoles and over the report: not on a system that runs.
-        (Mode::Systemd, _) if !Path::new("/").join(INITRD_RELEASE).exists() => bail!(
-            "boot --mode systemd is the job of a unit in an initrd, and here is none (there is no /{INITRD_RELEASE}); «freshroot plan --mode systemd» shows what it would do"
-        ),
-        (Mode::Systemd, _) => Ok(crate::boot::in_systemd::boot(sysroot)),
+        (Mode::Systemd, _) => {
+            must_be_initrd("boot --mode systemd")?;
+            Ok(crate::boot::in_systemd::boot(sysroot))
+        }
     }
+}
+
+/// What units of stage 1 do is not for a system that runs: they write on all consoles, and over the report.
+fn must_be_initrd(what: &str) -> Result<()> {
+    if Path::new("/").join(INITRD_RELEASE).exists() {
+        return Ok(());
+    }
+    bail!(
+        "{what} is the job of a unit in an initrd, and here is none (there is no /{INITRD_RELEASE}); «freshroot plan --mode systemd» and «freshroot prepare --dry-run» show what would be done"
+    )
 }
 
 fn print(text: &str) -> Result<ExitCode> {

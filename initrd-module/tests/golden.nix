@@ -164,6 +164,22 @@ in
       ];
       mounts = [ "/data" ];
       luks = [ "crypt" ];
+      disks = {
+        main = {
+          size.max = "1100G";
+          prepare = true;
+          partitions = [ ];
+        };
+        left = {
+          size.max = 1;
+          partitions = [ ];
+        };
+        grown = {
+          size.max = "64GiB";
+          grow = true;
+          partitions = [ ];
+        };
+      };
     };
     flat =
       prefix: set:

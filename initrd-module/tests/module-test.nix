@@ -761,23 +761,106 @@ support.lines (
       minimal
       (freshroot { internal.modes = [ "standalone" ]; })
     ] "boot.freshroot.mode")
-    (refused "a disk that is prepared in systemd mode" [
+    (equal "in systemd mode a unit prepares disks, which has the programs, and which devices wait for"
+      (
+        let
+          config = eval [
+            minimal
+            (freshroot {
+              disks.main = blank;
+              persist."/state" = {
+                device = "PARTLABEL=disk-main-state";
+                fsType = "btrfs";
+              };
+            })
+          ];
+          inherit (config.boot.initrd) systemd;
+        in
+        {
+          refusals = refusals config;
+          inherit (systemd.services.freshroot-prepare) before;
+          programs = lib.attrNames systemd.extraBin;
+          modules = lib.elem "btrfs" config.boot.initrd.availableKernelModules;
+          device = systemd.units."dev-disk-by\\x2dpartlabel-disk\\x2dmain\\x2dstate.device".text;
+          makefs = systemd.units."systemd-makefs@.service".text;
+        }
+      )
+      {
+        refusals = [ ];
+        before = [
+          "local-fs-pre.target"
+          "cryptsetup-pre.target"
+          "shutdown.target"
+        ];
+        programs = [
+          "blkid"
+          "mkfs.btrfs"
+          "mkswap"
+        ];
+        modules = true;
+        device = "[Unit]\nAfter=freshroot-prepare.service\n";
+        makefs = "[Unit]\nAfter=freshroot-prepare.service\n\n";
+      }
+    )
+    (equal "and a disk that only grows has the unit, and no programs"
+      (
+        let
+          config = eval [
+            minimal
+            (freshroot {
+              disks.main = blank // {
+                prepare = false;
+                grow = true;
+              };
+            })
+          ];
+          inherit (config.boot.initrd) systemd;
+        in
+        [
+          (systemd.services ? freshroot-prepare)
+          systemd.extraBin
+        ]
+      )
+      [
+        true
+        { }
+      ]
+    )
+    (equal "a declared disk that is not prepared has no unit"
+      (
+        let
+          config = eval [
+            minimal
+            (freshroot { disks.main = blank // { prepare = false; }; })
+          ];
+        in
+        [
+          (refusals config)
+          (config.boot.initrd.systemd.services ? freshroot-prepare)
+        ]
+      )
+      [
+        [ ]
+        false
+      ]
+    )
+    (refused "a resume from LUKS, which waits for what waits for the resume" [
       minimal
       (freshroot { disks.main = blank; })
-    ] "boot.freshroot.disks.main.prepare")
-    (equal "a declared disk that is not prepared is no matter of the mode" (refusals (eval [
-      minimal
-      (freshroot { disks.main = blank // { prepare = false; }; })
-    ])) [ ])
+      {
+        boot.resumeDevice = "/dev/mapper/swap";
+        boot.initrd.luks.devices.swap.device = "/dev/sda2";
+      }
+    ] "boot.resumeDevice")
     (equal "a standalone initrd has the programs that make what is declared, and the second probe"
       (eval [
         diskless
         (freshroot { disks.main = blank; })
       ]).boot.freshroot.internal.preparePrograms
       [
-        "mkswap"
-        "mkfs.btrfs"
         "blkid"
+        "mkfs.btrfs"
+        "mkswap"
       ]
     )
     (equal "and for a LUKS container cryptsetup, and what makes what is in it"
@@ -803,9 +886,9 @@ support.lines (
         })
       ]).boot.freshroot.internal.preparePrograms
       [
+        "blkid"
         "cryptsetup"
         "mkfs.xfs"
-        "blkid"
       ]
     )
     (equal "and without declared disks none of them" (eval [
@@ -821,15 +904,6 @@ support.lines (
           removable = false;
         }
       ))
-    (refused "a disk that grows in systemd mode" [
-      minimal
-      (freshroot {
-        disks.main = blank // {
-          prepare = false;
-          grow = true;
-        };
-      })
-    ] "boot.freshroot.disks.main.prepare, .grow")
     (ill "a disk by its place in the order of discovery" {
       disks.main = blank // {
         device = "/dev/sda";

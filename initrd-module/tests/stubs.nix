@@ -52,6 +52,7 @@ in
           network.enable = bool false;
           storePaths = list;
           contents = unit;
+          extraBin = attrs;
           managerEnvironment = attrs;
           services = unit;
           targets = unit;
@@ -165,6 +166,8 @@ in
       f2fs-tools = program "f2fs-tools";
       lvm2 = program "lvm2";
       mdadm = program "mdadm";
+      btrfs-progs = program "btrfs-progs";
+      util-linux = program "util-linux";
       emptyDirectory = "/nix/store/00000000000000000000000000000000-empty";
       hello = "/nix/store/00000000000000000000000000000000-hello";
       squashfsTools = "/nix/store/00000000000000000000000000000000-squashfs";

@@ -10,7 +10,7 @@ use super::cache_disk::{cache_folder, mount_cache, open_cache};
 use super::disks::Disks;
 use super::failing::keep_report;
 use super::medium::Medium;
-use super::prepare::{grow_file_systems, prepare_disks};
+use super::prepare::{grow_file_systems, prepare_disks, take_over};
 use super::swap::{Swaps, about_resume};
 use super::system;
 use super::unlock::unlock_all;
@@ -87,7 +87,11 @@ pub(super) fn attempt<T>(
     for oddity in oddities {
         report.warn(oddity);
     }
-    prepare_disks(Path::new(ROOT), stage.mode, &settings.disks, &mut disks, report);
+    match stage.mode {
+        Mode::Standalone => prepare_disks(Path::new(ROOT), stage, &settings.disks, &mut disks, report),
+        // Before systemd mounts disks, and not by this unit.
+        Mode::Systemd => take_over(Path::new(ROOT), &settings.disks, report),
+    }
     if let Some(warning) = about_resume(&command_line, stage.mode) {
         report.warn(warning);
     }
@@ -212,10 +216,7 @@ impl<T> Build<'_, T> {
                     "check the disk, or make the entry degraded or optional (need, nofail)",
                 ))
             })?;
-        match self.stage.mode {
-            Mode::Standalone => grow_file_systems(Path::new(ROOT), &self.settings.disks, report),
-            Mode::Systemd => {}
-        }
+        grow_file_systems(Path::new(ROOT), &self.settings.disks, report);
         report.step("prepare root", |_| (self.make_ready)(toplevel)).map_err(Unbuilt::Image)
     }
 }

@@ -74,13 +74,17 @@ pub(super) fn new_report() -> Report {
 /// Writes the report to `/run`, and a copy to the cache.
 pub(super) fn keep_report(report: &Report, cache: Option<&Path>) -> Result<()> {
     let json = report.to_json()?;
-    let path = Path::new(ROOT).join(report::PATH);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    fs::write(&path, &json).with_context(|| format!("writing {}", path.display()))?;
+    write_report(&Path::new(ROOT).join(report::PATH), &json)?;
     match cache {
         Some(folder) => reports::keep(folder, &report.boot_id, &json),
         None => Ok(()),
     }
+}
+
+/// Writes a report to `path`, whose folder is made.
+pub(super) fn write_report(path: &Path, json: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    fs::write(path, json).with_context(|| format!("writing {}", path.display()))
 }

@@ -5,7 +5,7 @@
 //! | 1 | API file systems | `/run` of the sysroot, which systemd has mounted |
 //! | 2 | log, settings | the same |
 //! | 3 | drivers (from here on: `attempt`) | a file system's at most: the rest is udev's |
-//! | | declared disks that are blank are prepared | a warning: it is not done here |
+//! | | declared disks that are blank are prepared | what came of it is taken over: a unit before this one has done it (`prepare`) |
 //! | 4 | LUKS containers; cache disk, medium | without LUKS, which is systemd's; below the sysroot's `/run` |
 //! | 5 | decide, and act, until an image is ready (the network comes up here, if it must) | the same |
 //! | 6 | root, image, store, persistent mounts | image, store, binds; whether systemd's mounts are there |

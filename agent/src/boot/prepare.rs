@@ -1,59 +1,121 @@
 //! Preparing declared disks that are blank, and growing those that have become larger, before anything is mounted.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use super::disks::Disks;
+use super::failing::{new_report, write_report};
+use super::{ROOT, Stage};
+use crate::cli::SYSROOT;
+use crate::cmdline::CommandLine;
 use crate::device::observe::{BlockDevice, observe};
 use crate::handover::mountinfo::all;
 use crate::mode::Mode;
 use crate::mount::growfs;
 use crate::prepare::act::{carry_out, carry_out_growth};
-use crate::prepare::blank::Refusal;
+use crate::prepare::blank::{Refusal, check_of};
 use crate::prepare::content::{Content, Format};
-use crate::prepare::declaration::Declared;
+use crate::prepare::declaration::{BlankCheck, Declared};
 use crate::prepare::identity::{Known, meant};
-use crate::prepare::look::{Hold, Intent, Looked, look, the_one};
+use crate::prepare::look::{GRACE, Hold, Intent, Looked, SLOWEST, look, the_one};
 use crate::prepare::plan::{Preparation, Step};
 use crate::prepare::room::look_growth;
 use crate::prepare::sysfs::known;
 use crate::report::{DiskOutcome, DiskReport, Report};
+use crate::settings::Settings;
 
 /// How long a disk that is to be prepared is waited for. Its mounts wait for it once more, by limits of their own.
 const DISK_WAIT: Duration = Duration::from_secs(30);
+/// How long making file systems may take in all: programs are done in seconds, and each has a limit of its own.
+const MAKING: Duration = Duration::from_secs(2 * 60 * 60);
+/// More than the samples of two looks at a disk come to.
+const SAMPLES: u64 = 512 << 20;
+/// What the unit that prepares leaves to that of the boot, below the root.
+const LEFT: &str = "run/freshroot/prepare.json";
 
 /// Prepares the disks that are declared so. What is refused is a warning: whether the boot goes on without the disk is for its mounts to say.
-pub fn prepare_disks(root: &Path, mode: Mode, declared: &[Declared], disks: &mut Disks<'_>, report: &mut Report) {
-    for one in declared.iter().filter(|one| one.prepare || one.grow) {
-        let outcome = match mode {
-            Mode::Standalone => report.step(&format!("prepare {}", one.name), |_| {
+pub fn prepare_disks(root: &Path, stage: &Stage, declared: &[Declared], disks: &mut Disks<'_>, report: &mut Report) {
+    for one in asked(declared) {
+        let outcome = report.step(&format!("prepare {}", one.name), |_| {
+            stage.deadline.moved_within(limit(one), || {
                 load_drivers(one, disks);
                 wait(root, one, disks)?;
                 prepare(root, one)
-            }),
-            // systemd mounts disks on its own, and does not wait for us.
-            Mode::Systemd => Err(anyhow::anyhow!(
-                "disks.{}: nothing is prepared or grown in systemd's stage 1, where disks are systemd's: boot once with mode = \"standalone\", or run `freshroot prepare` before it is needed",
-                one.name
-            )),
-        };
+            })
+        });
         let (outcome, detail) = match outcome {
             Ok(outcome) => (outcome, None),
             Err(error) => {
                 report.warn(format!("{error:#}"));
-                let refused = error.downcast_ref::<Refusal>().is_some() || mode == Mode::Systemd;
+                let refused = error.downcast_ref::<Refusal>().is_some();
                 let outcome = if refused { DiskOutcome::Refused } else { DiskOutcome::Failed };
                 (outcome, Some(format!("{error:#}")))
             }
         };
-        report.disks.push(DiskReport {
-            name: one.name.clone(),
-            outcome,
-            detail,
-        });
+        note(one, outcome, detail, report);
     }
+}
+
+fn asked(declared: &[Declared]) -> impl Iterator<Item = &Declared> {
+    declared.iter().filter(|one| one.prepare || one.grow)
+}
+
+fn note(declared: &Declared, outcome: DiskOutcome, detail: Option<String>, report: &mut Report) {
+    report.disks.push(DiskReport {
+        name: declared.name.clone(),
+        outcome,
+        detail,
+    });
+}
+
+/// The unit of systemd's stage 1 that prepares, before anything opens a disk (`freshroot-prepare.service`). What came of it is left to the unit of the boot.
+///
+/// # Errors
+/// Where nothing can be left, or devices cannot be seen. A disk that is refused is none.
+pub fn prepare_in_systemd() -> Result<()> {
+    crate::console::init_service(log::LevelFilter::Info);
+    let root = Path::new(ROOT);
+    // What is written to disks is never for a command line to say.
+    let settings = Settings::read_with(root, None, Some(b""))?;
+    let stage = Stage::new(Mode::Systemd, SYSROOT.into());
+    let (mut disks, _) = Disks::open(root, &stage, &settings, &CommandLine::default())?;
+    let mut report = new_report();
+    prepare_disks(root, &stage, &settings.disks, &mut disks, &mut report);
+    write_report(&root.join(LEFT), &report.to_json()?)
+}
+
+/// Takes over what [`prepare_in_systemd`] has left; its warnings are on the console already.
+pub fn take_over(root: &Path, declared: &[Declared], report: &mut Report) {
+    if asked(declared).next().is_none() {
+        return;
+    }
+    let left = fs::read_to_string(root.join(LEFT)).map_err(anyhow::Error::from);
+    match left.and_then(|text| Report::parse(&text)) {
+        Ok(left) => {
+            report.steps.extend(left.steps);
+            report.warnings.extend(left.warnings);
+            report.disks = left.disks;
+        }
+        Err(error) => {
+            let why = format!("freshroot-prepare.service, which prepares and grows disks, did not come to its end (/{LEFT}: {error:#})");
+            report.warn(why.clone());
+            for one in asked(declared) {
+                note(one, DiskOutcome::Failed, Some(why.clone()), report);
+            }
+        }
+    }
+}
+
+/// What preparing a disk may take, the wait included, so that stage 1 has the time; the limit of the unit (`prepareLimit` in the NixOS module) is the same.
+fn limit(declared: &Declared) -> Duration {
+    let read = match check_of(declared, declared.max) {
+        BlankCheck::Full => declared.max,
+        BlankCheck::Sampled => SAMPLES,
+    };
+    DISK_WAIT + GRACE + Duration::from_secs(read / SLOWEST) + MAKING
 }
 
 /// What is made on a btrfs, and in a LUKS container, is made by the kernel: it must know both.
@@ -217,4 +279,56 @@ fn fill(seed: &mut [u8; 16]) -> Result<()> {
     let length = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty()).context("drawing random bytes")?;
     anyhow::ensure!(length == seed.len(), "the kernel gave {length} random bytes, not {}", seed.len());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::prepare::declaration;
+
+    fn declared(more: &str) -> Vec<Declared> {
+        let text = format!(
+            r#"{{ "device": "serial=S1", "size": {{ "min": "1G", "max": "8G" }}, {more} "partitions": [{{ "name": "a", "size": "100%", "content": {{ "type": "filesystem", "format": "ext4" }} }}] }}"#
+        );
+        vec![declaration::declared("main", &serde_json::from_str(&text).unwrap()).unwrap()]
+    }
+
+    #[test]
+    fn what_the_unit_before_has_left_is_in_the_report_once_and_again_at_the_next_try() {
+        let root = tempfile::tempdir().unwrap();
+        let declared = declared(r#""prepare": true,"#);
+        let mut left = Report::new("x");
+        left.warn("refused: why");
+        note(&declared[0], DiskOutcome::Refused, Some("why".to_owned()), &mut left);
+        write_report(&root.path().join(LEFT), &left.to_json().unwrap()).unwrap();
+        for _ in 0..2 {
+            let mut report = Report::new("x");
+            report.warn("another");
+            take_over(root.path(), &declared, &mut report);
+            assert_eq!(report.disks, left.disks);
+            assert_eq!(report.warnings, ["another", "refused: why"]);
+        }
+    }
+
+    #[test]
+    fn a_unit_that_left_nothing_is_said_for_each_disk_that_it_had_to_look_at() {
+        let root = tempfile::tempdir().unwrap();
+        let mut report = Report::new("x");
+        take_over(root.path(), &declared(r#""grow": true,"#), &mut report);
+        assert_eq!(report.disks[0].outcome, DiskOutcome::Failed);
+        assert!(report.warnings[0].contains("freshroot-prepare.service"), "{:?}", report.warnings);
+        let mut report = Report::new("x");
+        take_over(root.path(), &declared(""), &mut report);
+        assert!(report.disks.is_empty() && report.warnings.is_empty());
+    }
+
+    #[test]
+    fn a_disk_has_the_time_that_the_slowest_one_takes() {
+        // 30 s, 120 s, 8 GiB or samples at 4 MiB a second, 2 hours; as prepareLimit in initrd-module/lib.nix.
+        for (check, read) in [("full", 2048), ("sampled", 128)] {
+            let declared = declared(&format!(r#""blankCheck": "{check}","#));
+            assert_eq!(limit(&declared[0]).as_secs(), 30 + 120 + read + 7200, "{check}");
+        }
+    }
 }

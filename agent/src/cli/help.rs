@@ -56,17 +56,22 @@ mounted, and ends; it fails where nothing can be booted. Settings come from /etc
     },
     CommandHelp {
         name: "prepare",
-        arguments: "[--dry-run] [--root DIR] [--config FILE]",
+        arguments: "[--dry-run] [--root DIR] [--config FILE] | --stage-1",
         summary: "partition declared disks that are blank, and make their file systems",
         options: &[
             ("--dry-run", "", "print what would be written, to the byte, and write nothing"),
             ROOT,
             ("--config", "FILE", "use FILE as the configuration"),
+            (
+                "--stage-1",
+                "",
+                "as a unit of systemd's stage 1: wait for the disks, and leave what came of it to boot",
+            ),
         ],
         text: "Only disks are looked at that the configuration file declares with prepare or grow, by a name that stays with the disk, and of a size within the declared
 range. With grow, the last partition of a disk that has become larger grows, where what lies behind it is zero; its file system grows when a boot mounts it.
-With prepare, a disk that holds anything at all is refused, with what was found and where, and not written to. Boots in standalone mode do this by themselves, before
-anything is mounted. It fails if a disk is refused.
+With prepare, a disk that holds anything at all is refused, with what was found and where, and not written to. Boots do this by themselves, before
+anything is mounted. It fails if a disk is refused; with --stage-1 it does not.
 
 Examples:
   freshroot prepare --dry-run

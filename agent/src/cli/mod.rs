@@ -47,6 +47,8 @@ pub enum Command {
         /// Only say what would be written.
         dry_run: bool,
     },
+    /// The same in systemd's stage 1, before disks are mounted.
+    PrepareInStage1,
     /// Show the report of the last boot.
     Status {
         /// Everything is read below this folder.
@@ -203,15 +205,19 @@ fn plan(parser: &mut Parser) -> Result<Command, Usage> {
 
 fn prepare(parser: &mut Parser) -> Result<Command, Usage> {
     let about = command("prepare");
-    let (mut root, mut config, mut dry_run) = (PathBuf::from("/"), None, false);
+    let (mut root, mut config, mut dry_run, mut stage_1) = (PathBuf::from("/"), None, false, false);
     while let Some(argument) = next(parser, about)? {
         match argument {
             Long("root") => root = value(parser, about)?.into(),
             Long("config") => config = Some(value(parser, about)?.into()),
             Long("dry-run") => dry_run = true,
+            Long("stage-1") => stage_1 = true,
             Short('h') | Long("help") => return Ok(Command::Help(about)),
             Short(_) | Long(_) | Value(_) => return Err(unexpected(argument, about)),
         }
+    }
+    if stage_1 {
+        return Ok(Command::PrepareInStage1);
     }
     Ok(Command::Prepare { root, config, dry_run })
 }
@@ -444,6 +450,7 @@ mod tests {
                     dry_run: true,
                 },
             ),
+            ("freshroot prepare --stage-1", Command::PrepareInStage1),
             ("freshroot bless", Command::Bless),
             ("freshroot fail", Command::Fail { unit: None }),
             (

@@ -38,9 +38,9 @@ const PREPARED: &str = "prepared";
 pub(super) const GROWN: &str = "grown";
 
 /// A disk that is read more slowly than this is given up, so that every wait ends.
-const SLOWEST: u64 = 4 << 20;
+pub const SLOWEST: u64 = 4 << 20;
 /// What it may take besides.
-const GRACE: Duration = Duration::from_secs(120);
+pub const GRACE: Duration = Duration::from_secs(120);
 /// `blkid` reads some hundred KiB.
 const BLKID_LIMIT: Duration = Duration::from_secs(60);
 /// Between two lines about a disk that is being read.

@@ -243,7 +243,7 @@ fn blank(trial: &Trial<'_>) -> Result<()> {
 }
 
 /// What nothing but a preparation writes to: the first MiB of the disk, and that of the container.
-fn fixed(disk: &Disk) -> Result<Vec<u8>> {
+pub(super) fn fixed(disk: &Disk) -> Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(2 * MIB)?];
     let (table, head) = bytes.split_at_mut(usize::try_from(MIB)?);
     let file = File::open(disk.path()).with_context(|| format!("opening {}", disk.path().display()))?;
@@ -254,7 +254,7 @@ fn fixed(disk: &Disk) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn table_is_sound(disk: &Disk) -> Result<()> {
+pub(super) fn table_is_sound(disk: &Disk) -> Result<()> {
     let verified = Tool::new("sfdisk", LIMIT).arg("--verify").arg(disk.path()).text()?;
     ensure!(verified.contains("No errors detected"), "{verified}");
     Ok(())
@@ -287,7 +287,7 @@ fn cut(trial: &Trial<'_>) -> Result<()> {
 type Case = (&'static str, fn(&Disk) -> Result<()>, &'static [&'static str]);
 
 /// Size of each, in MiB.
-const SIZE: u64 = 64;
+pub(super) const SIZE: u64 = 64;
 
 /// The first three are made by a machine, with the tools and the kernel of LVM and MD.
 const CASES: [Case; 10] = [
@@ -317,7 +317,7 @@ fn write(disk: &Disk, offset: u64, bytes: &[u8]) -> Result<()> {
         .with_context(|| format!("writing to {}", disk.path().display()))
 }
 
-fn ext4(disk: &Disk) -> Result<()> {
+pub(super) fn ext4(disk: &Disk) -> Result<()> {
     Disk::make(disk.path(), SIZE, FsType::Ext4, "precious").map(drop)
 }
 
@@ -354,7 +354,7 @@ fn zfs_at_the_end(disk: &Disk) -> Result<()> {
     Ok(())
 }
 
-fn digest(disk: &Disk) -> Result<String> {
+pub(super) fn digest(disk: &Disk) -> Result<String> {
     let text = Tool::new("sha256sum", LIMIT).arg(disk.path()).text()?;
     Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
 }

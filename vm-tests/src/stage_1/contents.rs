@@ -38,6 +38,7 @@ pub const PROGRAMS: &[&str] = &[
     "lib/systemd/system-generators/systemd-run-generator",
     "lib/udev/ata_id",
     "lib/udev/scsi_id",
+    "sbin/blkid",
     "sbin/cryptsetup",
     "sbin/dmsetup",
     "sbin/fsck",

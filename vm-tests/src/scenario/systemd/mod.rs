@@ -6,6 +6,7 @@ mod harness;
 mod limits;
 mod main_job;
 mod network;
+mod prepare;
 mod tries;
 mod verify;
 
@@ -22,6 +23,7 @@ pub const ALL: &[&[Scenario]] = &[
     failures::ALL,
     network::ALL,
     main_job::ALL,
+    prepare::ALL,
     verify::ALL,
     harness::ALL,
 ];

@@ -31,8 +31,7 @@ pub const ALL: &[Scenario] = &[
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Units of ours, and the targets that pull in all others.
-const UNITS: &str =
-    "initrd.target initrd-switch-root.target emergency.target freshroot.service freshroot-failure.service freshroot-last-resort.service";
+const UNITS: &str = "initrd.target initrd-switch-root.target emergency.target freshroot.service freshroot-prepare.service freshroot-failure.service freshroot-last-resort.service";
 
 fn verify(trial: &Trial<'_>) -> Result<()> {
     let everything = trial
@@ -46,6 +45,7 @@ fn verify(trial: &Trial<'_>) -> Result<()> {
             }),
         )
         .argument("luks", json!(["crypt-data", "crypt-cache"]))
+        .argument("encrypted", json!(["/dev/vdb", "/dev/vdc"]))
         .text(
             "/etc/crypttab",
             "crypt-data /dev/vdb /etc/key luks\ncrypt-cache /dev/vdc /etc/key luks\n",
@@ -73,7 +73,9 @@ fn analyze(trial: &Trial<'_>, stage_1: &Stage1, device: &str, name: &str) -> Res
     let root = trial.dir.join(name);
     crate::lab::remove(&root)?;
     fs::create_dir(&root).with_context(|| format!("making {}", root.display()))?;
-    let settings = lab.config(&json!({ "cache": { "device": device } }))?;
+    let partitions = json!([{ "name": "data", "size": "100%", "content": { "type": "filesystem", "format": "ext4" } }]);
+    let disk = json!({ "device": "serial=S1", "size": { "min": "1G", "max": "1G" }, "prepare": true, "partitions": partitions });
+    let settings = lab.config(&json!({ "cache": { "device": device }, "disks": { "main": disk } }))?;
     stage_1.lay_out(lab, &settings, &root)?;
     let generators: String = ["fstab", "cryptsetup"]
         .iter()
