@@ -104,7 +104,7 @@ impl Machine {
     fn look(&self, declared: &Declared, intent: Intent) -> Result<Looked, Refusal> {
         let disks = known(self.path()).unwrap();
         let one = the_one(declared, &disks)?;
-        look(self.path(), declared, one, intent, &*SEED)
+        look(self.path(), declared, one, intent, &SEED)
     }
 
     /// Looks, and does what is to be done until `before` ends it.
