@@ -146,13 +146,14 @@ fn cut(trial: &Trial<'_>) -> Result<()> {
     let before = digest(&disks[2])?;
     let system = trial.lab.system(Spec::generation(1))?;
     let boot = || boot(trial, stage_1(trial), &disks, &system).config(growing());
-    // Each line is told before its step: how much of the step is done when the power goes is the host's choice.
+    // Each line is told before its step, and comes by way of the journal: how much is done when the power goes is the host's choice, and may be all.
     for (number, line) in ["mkfs.ext4 -q", "header of the backup GPT", "zeros over the claim"]
         .iter()
         .enumerate()
     {
         let mut vm = boot().start(&format!("cut-{number}"))?;
-        vm.wait_for(&[line]).with_context(|| format!("after {number} power cuts"))?;
+        vm.wait_for(&[line, "has its partitions already"])
+            .with_context(|| format!("after {number} power cuts"))?;
         vm.cut_power()?;
     }
     let write = format!("{MOUNTED}; {WRITE}");
