@@ -83,6 +83,13 @@ impl Machine {
         self.disk(id, size, |_| {})
     }
 
+    /// One with logical sectors of 4096 bytes.
+    fn blank_4096(&self, id: &str, size: u64) -> Disk {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size).unwrap();
+        self.plug(id, file, "--sector-size 4096")
+    }
+
     fn plug(&self, id: &str, file: tempfile::NamedTempFile, options: &str) -> Disk {
         let device = run(&format!("losetup --find --show --partscan {options} {}", file.path().display()));
         self.link(id, &device);
@@ -129,6 +136,9 @@ impl Machine {
         }
     }
 }
+
+/// Plugs a blank disk in, by its id and size.
+type Blank = fn(&Machine, &str, u64) -> Disk;
 
 /// A file that is plugged in as a disk, unplugged when dropped.
 struct Disk {
@@ -532,14 +542,24 @@ fn a_blank_disk_is_prepared_as_the_dry_run_said_mounts_and_is_left_alone_from_th
 
 #[test]
 fn a_preparation_that_is_cut_off_anywhere_is_gone_on_with_at_the_next_boot() {
+    cut_off_anywhere(Machine::blank, 1);
+}
+
+#[test]
+fn with_sectors_of_4096_bytes_a_preparation_is_gone_on_with_too() {
+    cut_off_anywhere(Machine::blank_4096, 3);
+}
+
+/// At one of `every` steps.
+fn cut_off_anywhere(blank: Blank, every: usize) {
     let machine = Machine::new();
     let declared = three("cut");
     let steps = {
-        let _disk = machine.blank("cut", THREE);
+        let _disk = blank(&machine, "cut", THREE);
         machine.plan(&declared).steps.len()
     };
-    for last in 0..steps {
-        let disk = machine.blank("cut", THREE);
+    for last in (0..steps).step_by(every) {
+        let disk = blank(&machine, "cut", THREE);
         let mut done = 0;
         let mut until = |_: &Step| {
             if done == last {
@@ -557,7 +577,7 @@ fn a_preparation_that_is_cut_off_anywhere_is_gone_on_with_at_the_next_boot() {
             .unwrap_or_else(|error| panic!("after {last} steps: {error:#}"));
         assert!(matches!(machine.look(&declared, Intent::Look).unwrap(), Looked::Prepared));
         // All of it where most is made anew.
-        if last % 6 == 2 {
+        if last % 6 == 3 {
             assert_prepared(&machine, &disk, &declared);
         }
     }
@@ -568,9 +588,14 @@ fn the_last_partition_of_a_larger_disk_grows_and_the_mounted_btrfs_in_it() {
     let machine = Machine::new();
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-    for (number, kind, size) in [(1, "ext4", 64 * MIB), (5, "btrfs", THREE)] {
+    let disks: [(u32, &str, u64, Blank); 3] = [
+        (1, "ext4", 64 * MIB, Machine::blank),
+        (5, "btrfs", THREE, Machine::blank),
+        (5, "btrfs", THREE, Machine::blank_4096),
+    ];
+    for (number, kind, size, blank) in disks {
         let declared = if kind == "ext4" { one("larger", None) } else { three("larger") };
-        let disk = machine.blank("larger", size);
+        let disk = blank(&machine, "larger", size);
         assert!(machine.prepare(&declared, &mut |_| Ok(())).unwrap());
         let grown = |intent| {
             let disks = known(machine.path()).unwrap();
