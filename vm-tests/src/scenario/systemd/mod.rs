@@ -16,6 +16,7 @@ use crate::trial::{Boot, Trial};
 /// The tests of this folder.
 pub const ALL: &[&[Scenario]] = &[
     disks::ALL,
+    super::disk_faults::SYSTEMD,
     super::homestaker::SYSTEMD,
     super::unlock::SYSTEMD,
     limits::ALL,
