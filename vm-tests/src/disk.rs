@@ -13,6 +13,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 const READ_LIMIT: Duration = Duration::from_secs(300);
 /// Blocks of ext4 on all but the smallest disks.
 const BLOCK: u64 = 4096;
+/// Bytes of a sector of most disks.
+const SECTOR: u32 = 512;
 
 /// File systems that a disk can be made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,7 @@ pub struct Disk {
     path: PathBuf,
     read_only: bool,
     unreadable: Option<u64>,
+    sector_size: u32,
 }
 
 impl Disk {
@@ -89,6 +92,7 @@ impl Disk {
             path: path.to_owned(),
             read_only: false,
             unreadable: None,
+            sector_size: SECTOR,
         }
     }
 
@@ -106,6 +110,19 @@ impl Disk {
             unreadable: Some(sector),
             ..self.clone()
         }
+    }
+
+    /// The same disk, with logical and physical sectors of so many bytes, on virtio: QEMU's SATA and USB disks have none but 512.
+    pub fn sector_size(&self, bytes: u32) -> Self {
+        Self {
+            sector_size: bytes,
+            ..self.clone()
+        }
+    }
+
+    /// Bytes of its sectors.
+    pub fn sector_bytes(&self) -> u32 {
+        self.sector_size
     }
 
     /// Whether it takes no writes.

@@ -323,9 +323,12 @@ impl Machine {
                 Bus::Sata => format!("ide-hd,bus=sata.{}", sata_ports.next().unwrap_or_default()),
                 Bus::Usb => "usb-storage,bus=usb.0".to_owned(),
             };
+            let sector = disk.sector_bytes();
             add(
                 "-device",
-                format!("{device},id={PLUGGED}{serial},drive=disk{number},serial={serial}{order}"),
+                format!(
+                    "{device},id={PLUGGED}{serial},drive=disk{number},serial={serial},logical_block_size={sector},physical_block_size={sector}{order}"
+                ),
             );
         }
         if let Some((iso, order)) = &self.disc {
@@ -467,7 +470,10 @@ impl Vm {
         let device = format!("{PLUGGED}{serial}");
         qmp.execute(
             "device_add",
-            &json!({ "driver": "virtio-blk-pci", "id": device, "drive": node, "serial": serial }),
+            &json!({
+                "driver": "virtio-blk-pci", "id": device, "drive": node, "serial": serial,
+                "logical_block_size": disk.sector_bytes(), "physical_block_size": disk.sector_bytes(),
+            }),
         )?;
         Ok(())
     }

@@ -12,6 +12,7 @@ mod kinds;
 mod memory;
 mod network;
 mod prepare;
+mod sectors;
 mod stacks;
 mod stage_2;
 mod systemd;
@@ -112,6 +113,7 @@ pub fn all() -> Vec<Test> {
         disk_faults::ALL,
         stacks::ALL,
         prepare::ALL,
+        sectors::ALL,
         zoo::ALL,
         homestaker::ALL,
         unlock::ALL,

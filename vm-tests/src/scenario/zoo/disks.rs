@@ -47,6 +47,24 @@ pub struct Zoo {
     swap: (PathBuf, u64, u64),
 }
 
+/// The medium that machines with the generic kernel boot from.
+pub fn medium(dir: &Path, generic: &Generic) -> Result<Disk> {
+    let content = dir.join("medium");
+    fs::create_dir_all(&content).with_context(|| format!("making {}", content.display()))?;
+    generic.served.copy(&content.join("served"))?;
+    Disk::make_with(&dir.join("medium.img"), 256, crate::disk::FsType::Ext4, "MEDIUM", Some(&content))
+}
+
+/// The configuration of a machine that boots from it.
+pub fn from_medium() -> Value {
+    json!({
+        "cache": null,
+        "media": { "device": "LABEL=MEDIUM", "path": "served" },
+        "policy": { "mode": "offline" },
+        "verify": "size",
+    })
+}
+
 impl Zoo {
     /// Makes them in `dir`, with the medium that the machine boots from.
     pub fn make(dir: &Path, generic: &Generic) -> Result<Self> {
@@ -55,10 +73,7 @@ impl Zoo {
             format(disk.path(), command)?;
             Ok(disk)
         };
-        let content = dir.join("medium");
-        fs::create_dir_all(&content).with_context(|| format!("making {}", content.display()))?;
-        generic.served.copy(&content.join("served"))?;
-        let medium = Disk::make_with(&dir.join("medium.img"), 256, crate::disk::FsType::Ext4, "MEDIUM", Some(&content))?;
+        let medium = medium(dir, generic)?;
         let main = Disk::blank(&dir.join("main.img"), 64 + 64 + 16 + 320 + 2 * TABLE_MEBIBYTES)?;
         let hashed = hashed(LONG_NAME);
         let starts = partition(
@@ -125,13 +140,9 @@ impl Zoo {
             };
             entries[animal.place] = json!({ "device": animal.device, "fsType": animal.fs_type, "options": options, "timeout": 60 });
         }
-        json!({
-            "cache": null,
-            "media": { "device": "LABEL=MEDIUM", "path": "served" },
-            "policy": { "mode": "offline" },
-            "verify": "size",
-            "fileSystems": entries,
-        })
+        let mut config = from_medium();
+        config["fileSystems"] = entries;
+        config
     }
 
     /// Plugs all of them in.
