@@ -16,8 +16,10 @@ const FATAL: &[&str] = &["Kernel panic - not syncing"];
 pub const PROMPT: &str = "login: ";
 /// What cryptsetup asks for.
 pub const PASSPHRASE: &str = "Enter passphrase for ";
+/// What systemd asks for.
+pub const SYSTEMD_PASSPHRASE: &str = "Please enter passphrase for disk ";
 /// What is waited for and is no line.
-const PROMPTS: [&str; 2] = [PROMPT, PASSPHRASE];
+const PROMPTS: [&str; 3] = [PROMPT, PASSPHRASE, SYSTEMD_PASSPHRASE];
 /// How many of the last lines an error shows.
 const TAIL_LINES: usize = 40;
 
@@ -190,9 +192,15 @@ fn find_line(rest: &str, texts: &[&str], ended: bool) -> Option<(usize, usize)> 
     let line = rest.get(start..)?;
     match line.find('\n') {
         Some(length) => Some((start, start + length + 1)),
-        None if ended || PROMPTS.iter().any(|prompt| texts.contains(prompt) && line.starts_with(prompt)) => Some((start, rest.len())),
+        None if ended || asks(line, texts) => Some((start, rest.len())),
         None => None,
     }
+}
+
+/// Whether `line` is a prompt that one of `texts` is, or begins with.
+fn asks(line: &str, texts: &[&str]) -> bool {
+    let mut all = PROMPTS.iter();
+    all.any(|prompt| texts.iter().any(|text| text.starts_with(prompt) && line.starts_with(text)))
 }
 
 /// Moves what is complete text from the front of `bytes` to `text`; a character whose end has not come yet stays.
@@ -244,6 +252,9 @@ mod tests {
         assert_eq!(find_line("one DEMO-READY gen", &["DEMO-READY "], false), None);
         assert_eq!(find_line("one DEMO-READY gen\n", &["DEMO-READY "], false), Some((4, 19)));
         assert_eq!(find_line("demo login: ", &[PROMPT], false), Some((5, 12)));
+        let asked = format!("{SYSTEMD_PASSPHRASE}b");
+        assert_eq!(find_line(&format!("{asked}:"), &[&asked], false), Some((0, asked.len() + 1)));
+        assert_eq!(find_line(&format!("{SYSTEMD_PASSPHRASE}a:"), &[&asked], false), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Scenario;
 use crate::disk::Disk;
 use crate::qemu::beside::Device;
-use crate::qemu::console::PASSPHRASE;
+use crate::qemu::console::{PASSPHRASE, SYSTEMD_PASSPHRASE};
 use crate::stage_1::workshop;
 use crate::system::Spec;
 use crate::trial::{Booted, Trial, must_power_off};
@@ -21,11 +21,19 @@ pub const ALL: &[Scenario] = &[Scenario::new(
 )];
 
 /// The same under systemd.
-pub const SYSTEMD: &[Scenario] = &[Scenario::new(
-    "systemd-unlock",
-    "under systemd a TPM opens the data's container, and a folder comes by virtiofs",
-    by_systemd,
-)];
+pub const SYSTEMD: &[Scenario] = &[
+    Scenario::new(
+        "systemd-unlock",
+        "under systemd a TPM opens the data's container, and a folder comes by virtiofs",
+        by_systemd,
+    ),
+    Scenario::new(
+        "systemd-passphrase",
+        "systemd asks for passphrases: one is typed, and the boot goes on without the disks of two that nobody types, by the limit of the question or of the mount",
+        typed,
+    )
+    .nightly(),
+];
 
 const LIFE: Duration = Duration::from_secs(60);
 const KEY: &str = "a key that is no secret";
@@ -53,9 +61,9 @@ fn tpm(trial: &Trial<'_>, name: &str) -> Device {
     Device::Tpm(trial.dir.join(name))
 }
 
-fn prepare(trial: &Trial<'_>, disks: &[Disk], tpm: &Device, script: &str) -> Result<()> {
+fn prepare(trial: &Trial<'_>, disks: &[Disk], tpm: Option<&Device>, script: &str) -> Result<()> {
     let script = format!("modprobe dm_crypt; umask 077; printf '%s' '{KEY}' >/key\n{script}");
-    workshop::run_with(trial, disks, Some(tpm), &script, LIFE)
+    workshop::run_with(trial, disks, tpm, &script, LIFE)
 }
 
 fn alone(trial: &Trial<'_>) -> Result<()> {
@@ -67,7 +75,7 @@ fn alone(trial: &Trial<'_>) -> Result<()> {
         make("/dev/vdc", "crypt-c"),
         enrol("/dev/vda"),
     ];
-    prepare(trial, &disks, &tpm, &script.concat())?;
+    prepare(trial, &disks, Some(&tpm), &script.concat())?;
     let cache = trial.filled_cache()?;
     let on = |name: &str, more: serde_json::Value| {
         let mut entry = json!({ "device": format!("/dev/mapper/{name}"), "fsType": "ext4", "options": [] });
@@ -168,7 +176,7 @@ fn by_systemd(trial: &Trial<'_>) -> Result<()> {
     let tpm = tpm(trial, "tpm");
     let data = container(trial, "data")?;
     let script = make("/dev/vda", "crypt-data") + &enrol("/dev/vda");
-    prepare(trial, std::slice::from_ref(&data), &tpm, &script)?;
+    prepare(trial, std::slice::from_ref(&data), Some(&tpm), &script)?;
     let folder = trial.dir.join("shared");
     std::fs::create_dir(&folder).context("making the folder to share")?;
     std::fs::write(folder.join("host"), "from the host\n").context("writing to the folder to share")?;
@@ -186,5 +194,71 @@ fn by_systemd(trial: &Trial<'_>) -> Result<()> {
         "/data is not what the TPM opened:\n{}",
         booted.script
     );
+    Ok(())
+}
+
+/// Three containers that systemd asks a person for, one after the other: of the second the question has a limit, of the third the mount alone.
+fn typed(trial: &Trial<'_>) -> Result<()> {
+    let names = ["crypt-a", "crypt-b", "crypt-c"];
+    let disks = [container(trial, "a")?, container(trial, "b")?, container(trial, "c")?];
+    let script = [
+        make("/dev/vda", names[0]),
+        // systemd tries on the others what was typed for the first.
+        "printf nobody-knows >/key\n".to_owned(),
+        make("/dev/vdb", names[1]),
+        make("/dev/vdc", names[2]),
+    ];
+    prepare(trial, &disks, None, &script.concat())?;
+    let cache = trial.filled_cache()?;
+    let on = |name: &str, timeout: u32| json!({ "device": format!("/dev/mapper/{name}"), "fsType": "ext4", "need": "degraded", "timeout": timeout });
+    let limit = 30 * trial.lab.accelerator.patience();
+    let after = |unit: &str| format!("[Unit]\nAfter=systemd-cryptsetup@crypt\\x2d{unit}.service\n");
+    let drop_in = |unit: &str| format!("systemd-cryptsetup@crypt\\x2d{unit}.service.d/after.conf");
+    let stage_1 = trial
+        .stage_1()
+        .argument("luks", json!(names))
+        .argument("persist", json!({ "/a": on(names[0], 300), "/b": on(names[1], 300), "/c": on(names[2], limit) }))
+        .text(
+            "/etc/crypttab",
+            "crypt-a /dev/disk/by-id/virtio-disk1 none luks\ncrypt-b /dev/disk/by-id/virtio-disk2 none luks,timeout=10\ncrypt-c /dev/disk/by-id/virtio-disk3 none luks\n",
+            0o600,
+        )
+        // A console shows one question at a time, and which is first is chance.
+        .unit(&drop_in("b"), &after("a"))
+        .unit(&drop_in("c"), &after("b"));
+    let system = trial.lab.system(Spec::generation(1))?;
+    let boot = trial
+        .boot()
+        .systemd(stage_1)
+        .config(json!({ "policy": { "mode": "offline" } }))
+        .system(&system)
+        .patience(2)
+        .disk(&cache);
+    let mut vm = disks
+        .iter()
+        .fold(boot, |boot, disk| boot.disk(disk))
+        .script("set -e; grep -x crypt-a /a/made; for place in /a /b /c; do findmnt -n -o SOURCE,FSTYPE,OPTIONS $place; done; systemctl is-active multi-user.target")
+        .words("demo.then=poweroff")
+        .start("boot")?;
+    vm.wait_for(&[&format!("{SYSTEMD_PASSPHRASE}{}", names[0])])?;
+    // Not a wait for anything: what is typed before the question is thrown away.
+    std::thread::sleep(FINGERS);
+    vm.press(&format!("{KEY}\n"))?;
+    for name in &names[1..] {
+        vm.wait_for(&[&format!("{SYSTEMD_PASSPHRASE}{name}")])?;
+    }
+    let mut booted = Booted::read(&mut vm)?;
+    booted.read_script(&mut vm)?;
+    must_power_off(&mut vm)?;
+    ensure!(
+        booted.script.contains("/dev/mapper/crypt-a ext4") && booted.script.matches("freshroot-missing").count() == 2,
+        "the places are:\n{}",
+        booted.script
+    );
+    let warnings = booted.report["warnings"].to_string();
+    for place in ["/b is missing", "/c is missing"] {
+        ensure!(warnings.contains(place), "the report does not say «{place}»: {}", booted.report);
+    }
+    ensure!(!warnings.contains("/a is missing"), "report: {}", booted.report);
     Ok(())
 }

@@ -13,6 +13,7 @@ pub const PROGRAMS: &[&str] = &[
     "bin/systemd-cryptenroll",
     "bin/systemd-run",
     "bin/systemd-tmpfiles",
+    "bin/systemd-tty-ask-password-agent",
     "bin/udevadm",
     "bin/umount",
     "lib/systemd/systemd",
