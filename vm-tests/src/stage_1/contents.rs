@@ -56,8 +56,12 @@ pub const CHECKERS: &[&str] = &["sbin/fsck.exfat", "sbin/fsck.f2fs", "sbin/fsck.
 /// Packages of these.
 pub const CHECKER_PACKAGES: &[&str] = &["dosfstools", "exfatprogs", "f2fs-tools"];
 
-/// Programs that only some versions have.
-pub const PROGRAMS_OF_SOME: &[&str] = &["lib/systemd/systemd-executor", "lib/systemd/systemd-makefs"];
+/// Programs that only some versions have, or have there: what opens containers is called in bin by newer ones.
+pub const PROGRAMS_OF_SOME: &[&str] = &[
+    "bin/systemd-cryptsetup",
+    "lib/systemd/systemd-executor",
+    "lib/systemd/systemd-makefs",
+];
 
 /// Names in `usr/sbin` that lead to one of the programs.
 pub const LINKS: &[(&str, &str)] = &[
