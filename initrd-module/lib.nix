@@ -372,6 +372,41 @@ rec {
     else
       [ ];
 
+  # Drop-ins of the units that unlock the LUKS mappings of these names, by unit: a passphrase is asked for as long as what lies on the mapping is waited for
+  # (`timeout`). systemd asks for ever unless crypttab says `timeout=`, cryptsetup.target waits for every answer, and all of stage 1 for that. A mapping
+  # that carries something without a limit is left as it is.
+  unlockLimits =
+    names: entries:
+    let
+      word = "x-systemd.device-timeout=";
+      seconds =
+        option:
+        let
+          parts = match "([0-9]+)(s|min)?" (removePrefix word option);
+        in
+        if parts == null then
+          0
+        else
+          builtins.fromJSON (head parts) * (if builtins.elemAt parts 1 == "min" then 60 else 1);
+      limit =
+        entry: foldl' (_: option: seconds option) 0 (filter (hasPrefix word) (entry.options or [ ]));
+      on =
+        name: filter (entry: (entry.device or null) != null && luksUnits [ name ] entry.device != [ ]) entries;
+      longest = foldl' (most: one: if one > most then one else most) 0;
+      limitOf =
+        name:
+        let
+          all = map limit (on name);
+        in
+        if elem 0 all then 0 else longest all;
+    in
+    listToAttrs (
+      map (name: {
+        name = head (luksUnits [ name ] "/dev/mapper/${name}");
+        value = "[Service]\nTimeoutStartSec=${toString (limitOf name)}\n";
+      }) (filter (name: limitOf name != 0) names)
+    );
+
   isBind = entry: elem "bind" entry.options || elem "rbind" entry.options;
 
   # --- File systems ---------------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ let
         timeout = mkOption {
           type = types.ints.positive;
           default = 30;
-          description = "How many seconds the device is waited for.";
+          description = "How many seconds the device is waited for. Under systemd that is also how long the passphrase of `/dev/mapper/<name>` is asked for, where NixOS opens it.";
         };
         create = mkOption {
           type = types.nullOr (

@@ -89,6 +89,7 @@ let
       [ ]
     else
       [ (dropIn (fresh.fsckUnit device) "[Unit]\nAfter=${toString before}\n") ];
+  limits = fresh.unlockLimits luks systemdMounts;
   unit = name: {
     name = "/etc/systemd/system/${name}";
     value = units.${name};
@@ -98,6 +99,7 @@ listToAttrs (
   map unit (attrNames units)
   ++ map (unit: dropIn unit deviceDropIns.${unit}) (attrNames deviceDropIns)
   ++ builtins.concatMap dropInsOf devices
+  ++ map (unit: dropIn unit limits.${unit}) (attrNames limits)
   # What the running system needs of it, see stage-2.nix.
   ++ map (path: {
     name = "/running/systemd/system/${fresh.mountUnit path}.d/overrides.conf";

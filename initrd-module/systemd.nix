@@ -146,6 +146,7 @@ in
           (lib.mkIf prepared (asDropIns {
             "systemd-makefs@.service" = fresh.unitText fresh.makefsOverride;
           }))
+          (asDropIns (fresh.unlockLimits (lib.attrNames config.boot.initrd.luks.devices) systemdMounts))
         ];
       };
     };

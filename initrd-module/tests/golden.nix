@@ -142,6 +142,32 @@ in
       mountPoint = "/mnt/my data 100%";
     }
   );
+  "unlock-limits.json" =
+    let
+      on = device: limit: {
+        inherit device;
+        options = [
+          "nofail"
+          "x-systemd.device-timeout=${limit}"
+        ];
+      };
+    in
+    builtins.toJSON (
+      fresh.unlockLimits
+        [
+          "two-mounts"
+          "for-ever"
+          "unmounted"
+        ]
+        [
+          (on "/dev/mapper/two-mounts" "30s")
+          (on "/dev/mapper/two-mounts" "2min")
+          (on "/dev/mapper/for-ever" "30")
+          (on "/dev/mapper/for-ever" "infinity")
+          (on "LABEL=unmounted" "30s")
+          { device = null; }
+        ]
+    );
   "names" = builtins.concatStringsSep "\n" [
     (fresh.escapePath "/")
     (fresh.escapePath "/.hidden//a-b/c_d")

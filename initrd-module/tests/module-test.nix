@@ -302,6 +302,35 @@ support.lines (
     )
     (
       let
+        systemd =
+          (eval [
+            minimal
+            {
+              boot.initrd.luks.devices = {
+                data-1.device = "/dev/disk/by-partlabel/data";
+                other.device = "/dev/disk/by-partlabel/other";
+              };
+            }
+            (freshroot {
+              persist."/data" = {
+                device = "/dev/mapper/data-1";
+                timeout = 45;
+              };
+            })
+          ]).boot.initrd.systemd;
+      in
+      equal "a passphrase is asked for as long as what lies on its container is waited for" [
+        "[Service]\nTimeoutStartSec=45\n"
+        "asDropin"
+        false
+      ] [
+        systemd.units."systemd-cryptsetup@data\\x2d1.service".text
+        systemd.units."systemd-cryptsetup@data\\x2d1.service".overrideStrategy
+        (systemd.units ? "systemd-cryptsetup@other.service")
+      ]
+    )
+    (
+      let
         of =
           persist:
           (eval [
