@@ -17,6 +17,7 @@ use crate::fuzz;
 use crate::lab::Lab;
 use crate::layer::{self, Layer};
 use crate::links::{self, Ground};
+use crate::qemu::NeverBegan;
 use crate::scenario::{self, Test};
 use crate::workspace::Workspace;
 
@@ -428,7 +429,14 @@ fn boots(workspace: &Workspace, options: &TestOptions) -> Result<Counts> {
 fn attempt(scenario: &Test, lab: &Lab) -> Counts {
     let started = Instant::now();
     let (folder, name) = (scenario.folder(), scenario.name());
-    let result = scenario.run(lab);
+    let mut result = scenario.run(lab);
+    // Whatever is tested has not been started yet: nothing of ours can be the reason. A second time it is told as any failure.
+    if let Err(error) = &result
+        && let Some(never) = error.downcast_ref::<NeverBegan>()
+    {
+        eprintln!("again   {folder:<20} {never}");
+        result = scenario.run(lab);
+    }
     let seconds = started.elapsed().as_secs_f64();
     match result {
         Ok(()) => {

@@ -2,15 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Scenario;
 use super::disks::MAKE_SUBVOLUME;
 use crate::disk::{Disk, FsType};
 use crate::initrd::{self, Initrd};
 use crate::lab::{CACHE_LABEL, Lab};
-use crate::qemu::{End, Nic};
+use crate::qemu::{End, Machine, NeverBegan, Nic};
 use crate::system::{Kind, Spec, System, busybox_static};
 use crate::trial::{Booted, Trial};
 
@@ -24,6 +25,11 @@ pub const ALL: &[Scenario] = &[
         prepare_root,
     ),
     Scenario::new("baseline-scripted", "the scripted demo system boots from the same script", scripted),
+    Scenario::new(
+        "baseline-never",
+        "a machine whose guest never began is told from one that fails",
+        never_began,
+    ),
     Scenario::new(
         "baseline-plug",
         "disks and cables can be plugged while a machine runs, and what it writes is counted",
@@ -48,6 +54,34 @@ pub fn disk(system: &System, dir: &Path) -> Result<(Disk, String)> {
     fs::hard_link(&system.image, images.join(&name)).with_context(|| format!("linking {}", system.image.display()))?;
     let disk = Disk::make_with(&dir.join("cache.img"), 512, FsType::Ext4, CACHE_LABEL, Some(&dir.join("content")))?;
     Ok((disk, name))
+}
+
+/// The first machine's processors are stopped at once, the second one's have nothing to boot from.
+fn never_began(trial: &Trial<'_>) -> Result<()> {
+    let initrd = trial.dir.join("initrd");
+    Initrd::new()
+        .text("/init", "not a program\n", 0o755)
+        .build(&trial.lab.kernel, &[], &initrd)?;
+    let machine = || Machine::new(&trial.lab.kernel.image, &initrd, "console=ttyS0 panic=-1");
+    let accelerator = trial.lab.accelerator;
+    let mut paused = machine().start(accelerator, &trial.dir, "paused", Duration::from_secs(2))?;
+    paused.pause()?;
+    let Err(error) = paused.wait_for(&["DEMO-READY "]) else {
+        bail!("a machine that is paused has said something")
+    };
+    ensure!(
+        error.downcast_ref::<NeverBegan>().is_some()
+            && format!("{error:#}").contains("(paused, processors at ")
+            && format!("{error:#}").contains("IP="),
+        "{error:#}"
+    );
+    let life = Duration::from_secs(20) * accelerator.patience();
+    let mut failing = machine().start(accelerator, &trial.dir, "failing", life)?;
+    let Err(error) = failing.wait_for(&["DEMO-READY "]) else {
+        bail!("a machine without a system has booted")
+    };
+    ensure!(error.downcast_ref::<NeverBegan>().is_none(), "{error:#}");
+    Ok(())
 }
 
 /// Proves the harness's own means, so that a test that uses them fails for the agent's reasons only.
