@@ -38,6 +38,15 @@ impl Accelerator {
         }
     }
 
+    /// What the kernel is told of it, behind its other words. At its start the kernel looks whether the timer ticks, and panics, or waits for ever, where the
+    /// host of a translated guest is too busy for that. With KVM it knows that it need not look.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Kvm => "",
+            Self::Tcg => " no_timer_check",
+        }
+    }
+
     /// How much longer than with KVM a boot may take.
     pub fn patience(self) -> u32 {
         match self {

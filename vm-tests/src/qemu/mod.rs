@@ -284,7 +284,7 @@ impl Machine {
             Start::Kernel { kernel, initrd, append } => {
                 add("-kernel", kernel.display().to_string());
                 add("-initrd", initrd.display().to_string());
-                add("-append", append.clone());
+                add("-append", format!("{append}{}", accelerator.words()));
             }
             // Without a screen, SeaBIOS takes the serial port for its console.
             Start::Firmware(Firmware::Bios) => add("-machine", "graphics=off".to_owned()),
