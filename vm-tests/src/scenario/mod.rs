@@ -5,6 +5,7 @@ mod cut;
 mod disk_faults;
 mod disks;
 mod fallback;
+mod full;
 mod homestaker;
 mod hostile;
 mod iso;
@@ -112,6 +113,7 @@ pub fn all() -> Vec<Test> {
         disks::ALL,
         disk_faults::ALL,
         stacks::ALL,
+        full::ALL,
         prepare::ALL,
         sectors::ALL,
         zoo::ALL,
