@@ -4,8 +4,10 @@ use std::io::{Write as _, stderr};
 use std::process::ExitCode;
 
 use freshroot::cli::{USAGE_EXIT, parse};
+use freshroot::sys::take_no_backtraces;
 
 fn main() -> ExitCode {
+    take_no_backtraces();
     let (problem, code) = match parse(std::env::args_os(), std::process::id()) {
         Ok(command) => match freshroot::run(command) {
             Ok(code) => return code,

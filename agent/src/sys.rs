@@ -21,6 +21,17 @@ const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 
+/// Has errors and panics print no backtraces, whatever the environment says: the shipped agent is linked without the tables for them, and would abort where
+/// one is taken, before a word of the error. A kernel command line may hold such a variable, and a person's shell too.
+///
+/// To be called first of all, by the only thread.
+pub fn take_no_backtraces() {
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: no other thread runs that could read the environment.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 /// What a loop device is made with (`LOOP_CONFIGURE`, since Linux 5.8), and what it reports back (`LOOP_GET_STATUS64`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LoopSettings {
